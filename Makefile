@@ -1,0 +1,31 @@
+# Two commands make a working project out of a fresh checkout: `make demo` and `make test`.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.PHONY: demo test lab setup clean
+setup: $(READY)
+
+# A CPU build of torch serves unless BONEHISTO_TORCH names another requirement, e.g. torch==2.13.0+cu130.
+$(READY): settings.ini constraints.txt setup.py
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.11 ...")'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q --upgrade pip setuptools wheel
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[dev]'
+	touch $@
+
+demo: $(READY)
+	test -f data/phantom/data_manifest.yaml || $(BIN)/bonehisto phantom data/phantom
+	$(BIN)/bonehisto run data_manifest.yaml --out runs/demo --profile demo
+
+test: $(READY)
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest -q tests/test_project.py
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/nbdev_test --n_workers 2 --do_print
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest -q tests --ignore tests/test_project.py
+
+lab: $(READY)
+	$(BIN)/jupyter lab --notebook-dir nbs
+
+clean:
+	rm -rf build dist *.egg-info

@@ -1,0 +1,3 @@
+from bonehisto.cli import main
+
+main()

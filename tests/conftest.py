@@ -1,0 +1,31 @@
+"""What several test files need: where data outside the repository lies, and the `slow` flag."""
+from pathlib import Path
+
+import pytest
+
+REPO = Path(__file__).parents[1]
+SHARED = REPO.parent / "shared"
+
+
+def pytest_addoption(parser):
+    parser.addoption("--slow", action="store_true", help="run the slow tests too")
+
+
+def pytest_configure(config):
+    config.addinivalue_line("markers", "slow: takes minutes; runs with --slow")
+
+
+def pytest_collection_modifyitems(config, items):
+    if config.getoption("--slow"):
+        return
+    for item in items:
+        if "slow" in item.keywords:
+            item.add_marker(pytest.mark.skip(reason="slow: runs with --slow"))
+
+
+@pytest.fixture
+def shared():
+    """The folder of real images and reference numbers beside the repository; skips where it is absent."""
+    if not SHARED.is_dir():
+        pytest.skip(f"{SHARED} is not here: real images and reference numbers are not part of the repository")
+    return SHARED
