@@ -7,7 +7,6 @@ from setuptools import find_packages, setup
 config = ConfigParser(delimiters=["="])
 config.read("settings.ini", encoding="utf-8")
 cfg = config["DEFAULT"]
-steps = [str(p) for p in sorted(Path("nbs/steps").glob("*.ipynb"))]
 
 setup(
     name=cfg["lib_name"],
@@ -18,8 +17,9 @@ setup(
     author=cfg["author"],
     license="Apache-2.0",
     keywords=cfg["keywords"],
-    packages=find_packages(include=["bonehisto", "bonehisto.*"]),
-    package_data={"bonehisto": ["profiles/*.yaml", "templates/*.html", "steps/*.ipynb"]},
+    packages=[*find_packages(include=["bonehisto", "bonehisto.*"]), "bonehisto.steps"],
+    package_dir={"bonehisto.steps": "nbs/steps"},  # the step notebooks travel in the wheel
+    package_data={"bonehisto": ["profiles/*.yaml", "templates/*.html"], "bonehisto.steps": ["*.ipynb"]},
     python_requires=f">={cfg['min_python']}",
     install_requires=cfg["requirements"].split(),
     extras_require={"dev": cfg["dev_requirements"].split()},

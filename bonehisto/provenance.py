@@ -17,7 +17,7 @@ def digest(
     "SHA-256 of a value's canonical JSON, hexadecimal."
     return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()
 
-# %% ../nbs/94_provenance.ipynb #f1e7ff09
+# %% ../nbs/94_provenance.ipynb #0ab2615c
 PACKAGE = "bonehisto"
 
 def imported_modules(
@@ -26,9 +26,9 @@ def imported_modules(
     "Names of the package's own modules that the code imports, a set."
     found = set()
     for node in ast.walk(tree):
-        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith(PACKAGE):
-            tail = node.module[len(PACKAGE):].lstrip(".")
-            found |= {tail.split(".")[0]} if tail else {a.name for a in node.names}
+        if isinstance(node, ast.ImportFrom):  # an exported module says `from .tiling`, a notebook `from bonehisto.tiling`
+            path = ([PACKAGE] if node.level else []) + (node.module.split(".") if node.module else [])
+            if path[:1] == [PACKAGE]: found |= {path[1]} if path[1:] else {a.name for a in node.names}
         if isinstance(node, ast.Import):
             found |= {a.name.split(".")[1] for a in node.names if a.name.startswith(f"{PACKAGE}.")}
     return found
