@@ -44,17 +44,16 @@ def reflect_index(
     i = np.arange(start, start + length) % period
     return np.minimum(i, period - i) if size > 1 else np.zeros(length, int)
 
-# %% ../nbs/20_tiling.ipynb #1ede51f2
+# %% ../nbs/20_tiling.ipynb #c1d70d54
 def cut_tiles(
     image,     # (H, W) or (H, W, C), any dtype: an image, a mask, a map
     windows,   # table with `x` and `y`
     tile=224,  # side of a tile, px
-    top=None,  # row of the ROI at which `image` begins, where it is a band; None = the whole ROI
 ):
     "The tiles (n, tile, tile[, C]) of the table's rows; beyond the image its pixels are reflected."
     out = np.empty((len(windows), tile, tile, *image.shape[2:]), image.dtype)
     for k, (x, y) in enumerate(zip(windows["x"], windows["y"])):
-        rows, cols = reflect_index(y - (top or 0), tile, image.shape[0]), reflect_index(x, tile, image.shape[1])
+        rows, cols = reflect_index(y, tile, image.shape[0]), reflect_index(x, tile, image.shape[1])
         out[k] = image[rows[:, None], cols]
     return out
 
