@@ -2,7 +2,7 @@
 
 # %% auto #0
 __all__ = ['monitored', 'plot_curve', 'plot_pretraining', 'plot_umap', 'plot_confusion', 'plot_hard_cases', 'plot_scores',
-           'show_tiles']
+           'show_tiles', 'plot_heads']
 
 # %% ../nbs/85_figures.ipynb #71d5475e
 import re
@@ -141,4 +141,21 @@ def show_tiles(
     for ax, tile, title in zip(flat, tiles, titles):
         ax.imshow(tile, cmap="grey" if np.ndim(tile) == 2 else None, interpolation="nearest"); ax.set_axis_off()
         ax.set_title(pretty(title), fontsize=8.5, color=INK, pad=3)
+    return axes
+
+# %% ../nbs/85_figures.ipynb #9b5a57b5
+def plot_heads(
+    log,   # heads_log.csv: domain, step, and one column a quantity
+    axes,  # array of Axes; those left over are hidden
+):
+    "The axes with one panel a logged quantity, one colour a domain; a cross at the best validation Dice."
+    flat = list(np.ravel(axes)); columns = monitored(log); table_of = colours(log["domain"].unique())
+    for ax in flat[len(columns):]: ax.set_visible(False)
+    for ax, column in zip(flat, columns):
+        for domain, part in log.groupby("domain", sort=False):
+            plot_curve(part, column, ax, table_of[domain], pretty(domain))
+            if column == "val_dice" and part[column].notna().any():
+                best = part.loc[part[column].idxmax()]; ax.plot(best["step"], best[column], "x", color=INK, markersize=6, zorder=5)
+        dress(ax, "loss" if column == "loss" else pretty(column), "step", "")
+    if columns: legend(flat[0])
     return axes
