@@ -2,10 +2,10 @@
 
 # %% auto #0
 __all__ = ['ABSTAIN', 'ARRAYS', 'SETTINGS', 'router_features', 'fit_linear', 'softmax', 'fit_temperature', 'fit_cloud',
-           'cloud_distance', 'left_out_distances', 'Router', 'subject_interval', 'calibration_error', 'confusion_table',
+           'cloud_distance', 'left_out_distances', 'Router', 'subject_share', 'calibration_error', 'confusion_table',
            'router_scores']
 
-# %% ../nbs/50_router.ipynb #60af5877
+# %% ../nbs/50_router.ipynb #cad7ff17
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
+from scipy import stats
 
 # %% ../nbs/50_router.ipynb #5e813453
 from .files import UserError, atomic_path, read_json, write_json
@@ -27,11 +28,11 @@ def router_features(
     "The router's input (N, 2 D), float64."
     return np.concatenate([np.asarray(cls, np.float64), np.asarray(mean, np.float64)], 1)
 
-# %% ../nbs/50_router.ipynb #f0bb3688
+# %% ../nbs/50_router.ipynb #dc5fa18f
 def fit_linear(
     z,         # (N, D) standardised features
     index,     # (N,) domain index 0..K-1, at least two of them present
-    penalty=10.,
+    penalty=1.,
 ):
     "`(weight (D, K), bias (K,))` of a logistic classifier; the logits are `z @ weight + bias`."
     from sklearn.linear_model import LogisticRegression  # for fitting only: routing needs numpy alone
@@ -93,7 +94,7 @@ def left_out_distances(
         for f in np.unique(fold): out[fold == f] = cloud_distance(z[fold == f], *fit_cloud(z[fold != f]))
     return out
 
-# %% ../nbs/50_router.ipynb #21028e75
+# %% ../nbs/50_router.ipynb #824381f7
 @dataclass
 class Router:
     "Sends tiles to a domain, or abstains. Made by `Router.fit` or `Router.load`."
@@ -124,8 +125,9 @@ class Router:
         if len(names) == 1: notes.append(f"only {names[0]} tiles in training: nothing to tell apart, tiles are accepted or abstained from by distance alone")
         else:
             weight, bias = fit_linear(z, index)
-            if len(np.unique(vd)) == len(names): temperature = fit_temperature(zv @ weight + bias, np.searchsorted(names, vd))
-            else: notes.append("no validation tile of " + ", ".join(sorted(set(names) - set(vd))) + ": probabilities are not calibrated")
+            missing = sorted(set(names) - set(vd))
+            if missing: notes.append(f"no validation tile of {', '.join(missing)}: probabilities are calibrated on the training tiles and may be too sure")
+            temperature = fit_temperature(z @ weight + bias, index) if missing else fit_temperature(zv @ weight + bias, np.searchsorted(names, vd))
         clouds = [fit_cloud(z[domains == d]) for d in names]; limit = []
         for d, cloud in zip(names, clouds):
             fresh = np.r_[left_out_distances(z[domains == d], subjects[domains == d]), cloud_distance(zv[vd == d], *cloud)]
@@ -175,18 +177,16 @@ class Router:
 ARRAYS = ("mean", "scale", "weight", "bias", "centre", "whitening", "limit")
 SETTINGS = ("domains", "temperature", "min_probability", "notes", "extra")
 
-# %% ../nbs/50_router.ipynb #e7803df6
-def subject_interval(
-    values,    # (N,) one number a tile
+# %% ../nbs/50_router.ipynb #25adeedd
+def subject_share(
+    flags,     # (N,) bool, one a tile
     subjects,  # (N,)
-    seed=0,
-    draws=2000,
 ):
-    "`(mean, low, high)` over the subjects' means, with a 95 % bootstrap interval; NaN ends for a single subject."
-    means = pd.Series(np.asarray(values, float)).groupby(np.asarray(subjects)).mean().to_numpy()
-    if len(means) < 2: return (float(means.mean()) if len(means) else np.nan), np.nan, np.nan
-    drawn = np.random.default_rng(seed).choice(means, (draws, len(means))).mean(1)
-    return float(means.mean()), *(float(q) for q in np.quantile(drawn, (0.025, 0.975)))
+    "`(mean, low, high)` over subjects of the share of flagged tiles; NaN ends for a single subject."
+    shares = pd.Series(np.asarray(flags, float)).groupby(np.asarray(subjects)).mean().to_numpy()
+    if len(shares) < 2: return (float(shares.mean()) if len(shares) else np.nan), np.nan, np.nan
+    half = stats.t.ppf(0.975, len(shares) - 1) * shares.std(ddof=1) / len(shares) ** 0.5
+    return float(shares.mean()), *(float(np.clip(shares.mean() + s * half, 0, 1)) for s in (-1, 1))
 
 # %% ../nbs/50_router.ipynb #cea265cf
 def calibration_error(
@@ -209,12 +209,11 @@ def confusion_table(
     table = pd.crosstab(pd.Series(list(truth), dtype=object), pd.Series(list(predicted), dtype=object)).reindex(columns=columns, fill_value=0)
     return table.rename_axis(index="truth", columns=None).reset_index()
 
-# %% ../nbs/50_router.ipynb #c1a1aea1
+# %% ../nbs/50_router.ipynb #93936fdc
 def router_scores(
     truth,        # (N,) true domains of plain tiles
     predictions,  # what `Router.predict` gave for them
     subjects,     # (N,)
-    seed=0,
 ):
     "Table `domain` (each, and \"all\"), `score` (right, abstained, wrong, calibration error), `mean`, `low`, `high`, `subjects`, `tiles`."
     truth, subjects, rows = np.asarray(truth), np.asarray(subjects), []
@@ -223,7 +222,7 @@ def router_scores(
         here = np.ones(len(truth), bool) if name == "all" else truth == name
         n = {"subjects": len(np.unique(subjects[here])), "tiles": int(here.sum())}
         for score, value in (("right", sent == truth), ("abstained", sent == ABSTAIN), ("wrong", (sent != truth) & (sent != ABSTAIN))):
-            rows.append({"domain": name, "score": score, **dict(zip(("mean", "low", "high"), subject_interval(value[here], subjects[here], seed))), **n})
+            rows.append({"domain": name, "score": score, **dict(zip(("mean", "low", "high"), subject_share(value[here], subjects[here]))), **n})
         p = predictions["probability"].to_numpy()[here]
         if len(p) and np.isfinite(p).all():
             rows.append({"domain": name, "score": "calibration error", "mean": calibration_error(p, predictions["nearest"].to_numpy()[here] == truth[here]), "low": np.nan, "high": np.nan, **n})
