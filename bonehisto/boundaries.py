@@ -63,13 +63,13 @@ def extend_classes(
     nearest = ndimage.distance_transform_edt(~inside, return_distances=False, return_indices=True)
     return np.pad(class_map, margin)[tuple(nearest)]
 
-# %% ../nbs/68_boundaries.ipynb #92ed3e95
+# %% ../nbs/68_boundaries.ipynb #ec78d6a0
 def clip_polyline(
-    points,  # (n, 2) row, col in px
+    points,  # (n, 2) row, col in px, or more columns that travel with them
     roi,     # (H, W) bool
 ):
-    "The pieces of a polyline whose segments have their middle inside `roi`, as a list of (n, 2) arrays."
-    middle = np.rint((points[1:] + points[:-1]) / 2).astype(int)
+    "The pieces of a polyline whose segments have their middle inside `roi`, as a list of arrays."
+    middle = np.rint((points[1:, :2] + points[:-1, :2]) / 2).astype(int)
     ok = ((middle >= 0) & (middle < roi.shape)).all(1)
     ok[ok] = roi[tuple(middle[ok].T)]
     if ok.all(): return [points]
