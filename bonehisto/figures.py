@@ -22,7 +22,7 @@ def monitored(
     "The columns of a log that are quantities to draw, in the table's order."
     return [c for c in log.columns if c not in ("step", "epoch", "seed") and pd.api.types.is_numeric_dtype(log[c]) and log[c].notna().any()]
 
-# %% ../nbs/85_figures.ipynb #46a13676
+# %% ../nbs/85_figures.ipynb #b351e75c
 def plot_curve(
     log,      # table with `step`
     column,   # what is drawn
@@ -30,6 +30,7 @@ def plot_curve(
     colour=CYCLE[0],
     label=None,
     x="step",
+    style="-",
 ):
     "The Axes with one logged quantity over steps, pale, and its running median, dark."
     one = log[[x, column]].dropna()
@@ -37,7 +38,7 @@ def plot_curve(
     if window > 2:
         ax.plot(one[x], one[column], color=colour, alpha=.3, linewidth=.8)
         one = one.assign(**{column: one[column].rolling(window, center=True, min_periods=1).median()})
-    ax.plot(one[x], one[column], color=colour, linewidth=1.5, label=label, marker="o" if len(one) < 4 else None, markersize=3)
+    ax.plot(one[x], one[column], color=colour, linewidth=1.5, label=label, linestyle=style, marker="o" if len(one) < 4 else None, markersize=3)
     ax.xaxis.set_major_locator(MaxNLocator(4, integer=True))
     return dress(ax)
 
@@ -143,17 +144,17 @@ def show_tiles(
         ax.set_title(pretty(title), fontsize=8.5, color=INK, pad=3)
     return axes
 
-# %% ../nbs/85_figures.ipynb #9b5a57b5
+# %% ../nbs/85_figures.ipynb #f3fdf2cf
 def plot_heads(
-    log,   # heads_log.csv: domain, step, and one column a quantity
+    log,   # heads_log.csv: domain, phase, step, and one column a quantity
     axes,  # array of Axes; those left over are hidden
 ):
     "The axes with one panel a logged quantity, one colour a domain; a cross at the best validation Dice."
     flat = list(np.ravel(axes)); columns = monitored(log); table_of = colours(log["domain"].unique())
     for ax in flat[len(columns):]: ax.set_visible(False)
     for ax, column in zip(flat, columns):
-        for domain, part in log.groupby("domain", sort=False):
-            plot_curve(part, column, ax, table_of[domain], pretty(domain))
+        for (domain, phase), part in log.assign(phase=log.get("phase", "decoder")).groupby(["domain", "phase"], sort=False):
+            plot_curve(part, column, ax, table_of[domain], pretty(domain) if phase == "decoder" else None, style="-" if phase == "decoder" else "--")
             if column == "val_dice" and part[column].notna().any():
                 best = part.loc[part[column].idxmax()]; ax.plot(best["step"], best[column], "x", color=INK, markersize=6, zorder=5)
         dress(ax, "loss" if column == "loss" else pretty(column), "step", "")
