@@ -2,16 +2,22 @@
 
 # %% auto #0
 __all__ = ['STAINS', 'B', 'F', 'HARD_CASES', 'as_pixels', 'exposed', 'grey', 'half_filled', 'recoloured', 'defocused', 'noisy',
-           'blank', 'pure_noise', 'restained', 'HardCase', 'make_hard_cases', 'hard_case_table']
+           'blank', 'pure_noise', 'restained', 'folder_tiles', 'HardCase', 'make_hard_cases', 'hard_case_table']
 
-# %% ../nbs/51_hard_cases.ipynb #2308461a
+# %% ../nbs/51_hard_cases.ipynb #05fdefbf
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Callable
 
 import numpy as np
 import pandas as pd
 from scipy import ndimage
+
+# %% ../nbs/51_hard_cases.ipynb #590edc3c
+from .files import UserError
+from .images import read_image
+from .tiling import cut_tiles, describe_tile, tile_windows
 
 # %% ../nbs/51_hard_cases.ipynb #87ce0fba
 def as_pixels(
@@ -111,6 +117,25 @@ def restained(
     cells = 0.9 / (1 + np.exp(2 * (near - rng.uniform(6, 9, (len(tiles), 1, 1)))))
     density = amount[..., None] * STAINS[body] * 2.2 + cells[..., None] * STAINS[nuclei]
     return as_pixels(245 * np.exp(-density) + rng.normal(0, 2, tiles.shape))
+
+# %% ../nbs/51_hard_cases.ipynb #9be45b46
+def folder_tiles(
+    folder,  # images that belong to neither domain: PNG, JPEG, TIFF or BMP, in subfolders too
+    per_image=4,
+    seed=0,
+    tile=224,  # side of a tile, px
+):
+    "`(tiles (n, tile, tile, 3), notes)`: up to `per_image` tiles an image, padding and blank ones left out; notes name images that could not be read."
+    rng, tiles, notes = np.random.default_rng(seed), [np.empty((0, tile, tile, 3), np.uint8)], []
+    paths = sorted(p for p in Path(folder).rglob("*") if p.suffix.lower() in (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp"))
+    if not paths: notes.append(f"{folder}: no images there, so no real third domain is tried")
+    for path in paths:
+        try: image = read_image(path).pixels
+        except UserError as e: notes.append(f"{e} (left out)"); continue
+        windows = tile_windows(*image.shape[:2], 2 * tile, tile).query("valid_fraction == 1")
+        cut = cut_tiles(image, windows.sample(min(per_image, len(windows)), random_state=rng), tile)
+        tiles.append(cut[[not describe_tile(t)[0] for t in cut]])
+    return np.concatenate(tiles), notes
 
 # %% ../nbs/51_hard_cases.ipynb #01f3ae1b
 @dataclass(frozen=True)

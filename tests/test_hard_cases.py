@@ -69,3 +69,21 @@ def test_sending_what_belongs_nowhere_is_wrong():
     assert table.loc["grey", ["right", "abstained", "wrong"]].tolist() == [0.5, 0, 0.5]
     assert table.loc["all: hard", "wrong"] == 0.5 and table.loc["all: hard", "tiles"] == 4 and table.loc["all: third domain", "abstained"] == 0.75
     assert hard_case_table([]).empty
+
+
+def test_a_folder_of_another_domain_is_cut_and_its_broken_images_are_named(tmp_path):
+    from PIL import Image
+    from bonehisto.hard_cases import folder_tiles
+    picture = np.random.default_rng(0).integers(0, 255, (500, 700, 3), np.uint8)
+    Image.fromarray(np.kron(picture[::10, ::10], np.ones((10, 10, 1), np.uint8))).save(tmp_path / "a.png")
+    Image.fromarray(np.full((500, 500, 3), 240, np.uint8)).save(tmp_path / "blank.png")
+    (tmp_path / "b.jpg").write_bytes(b"no picture"); (tmp_path / "notes.txt").write_text("not an image")
+    tiles, notes = folder_tiles(tmp_path, per_image=3)
+    assert tiles.shape == (3, 224, 224, 3) and len(notes) == 1 and "b.jpg" in notes[0]
+    assert np.array_equal(tiles, folder_tiles(tmp_path, per_image=3)[0])
+
+
+def test_an_absent_folder_is_said_not_fatal(tmp_path):
+    from bonehisto.hard_cases import folder_tiles
+    tiles, notes = folder_tiles(tmp_path / "nowhere")
+    assert len(tiles) == 0 and "nowhere" in notes[0]
