@@ -210,12 +210,12 @@ def settle_runs(
         if total[k] >= shortest: return flags
         flags[inner[k]] ^= True
 
-# %% ../nbs/68_boundaries.ipynb #02a18886
+# %% ../nbs/68_boundaries.ipynb #e5ab1eff
 def osteoid_surface(
     lines,           # surface of the tissue: polylines of `trace_boundary`
     osteoid,         # (H + 2 margin, W + 2 margin) bool, continued beyond the frame
     pixel_size_um,
-    min_width_um=2.0,  # a thinner seam does not count
+    min_width_um=1.5,  # a thinner seam does not count
     min_run_um=4.0,    # shorter runs, covered or bare, are taken as noise
     reach_um=60.0,
 ):
