@@ -1,0 +1,151 @@
+"""The whole way through papermill on a small drawn study: it ends, resumes, re-runs what a change touches, and keeps what is finished."""
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pandas as pd
+import pytest
+
+from bonehisto.files import read_json
+from bonehisto.pipeline import run_study
+from bonehisto.recipe import STEPS
+
+SMALL = ("pretrain.steps=4", "pretrain.batch=16", "heads.steps=6", "heads.batch=4", "embed.neighbours=5")
+
+
+def bonehisto(*args, **kwargs):
+    return subprocess.run([sys.executable, "-m", "bonehisto", *map(str, args)], capture_output=True, text=True, **kwargs)
+
+
+def small_run(manifest, out, *more, steps=None):
+    lines = []
+    ok = run_study(manifest, out, "demo", SMALL + more, steps=steps, say=lines.append)
+    return ok, "\n".join(lines)
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory):
+    out = tmp_path_factory.mktemp("study")
+    done = bonehisto("phantom", out, "--subjects", 6, "--rois", 1, "--size-px", 448)
+    assert done.returncode == 0, done.stderr
+    return out / "data_manifest.yaml"
+
+
+@pytest.fixture(scope="module")
+def finished(study, tmp_path_factory):
+    out = tmp_path_factory.mktemp("runs") / "small"
+    ok, said = small_run(study, out)
+    assert ok, said
+    return out
+
+
+def states(run):
+    return {name: (s["state"], s.get("started")) for name, s in read_json(run / "run.json")["steps"].items()}
+
+
+def test_every_step_ends_well_and_leaves_what_it_promised(finished):
+    record = read_json(finished / "run.json")["steps"]
+    assert [s.name for s in STEPS] == list(record)
+    for step in STEPS:
+        assert record[step.name]["state"] == "done" and record[step.name]["outputs"], step.name
+        assert (finished / "notebooks" / step.notebook).exists()
+    assert (finished / "report.html").read_text().startswith("<!DOCTYPE html>")
+
+
+def test_a_map_is_as_large_as_its_image(finished):
+    from bonehisto.images import image_size
+    rois = pd.read_csv(finished / "tables/rois.csv")
+    segmented = pd.read_csv(finished / "tables/roi_segmentation.csv")
+    mapped = [r for r in rois.roi if (finished / f"masks/{r}.png").exists()]
+    assert mapped and set(segmented.roi) == set(rois.roi)
+    for roi in mapped:
+        assert image_size(finished / f"masks/{roi}.png") == image_size(rois.set_index("roi").image[roi])
+
+
+def test_the_same_command_again_does_nothing_and_says_so(study, finished):
+    before = states(finished)
+    ok, said = small_run(study, finished)
+    assert ok and "Nothing to do" in said and states(finished) == before
+
+
+def test_a_changed_parameter_reruns_its_step_and_those_after_it(study, finished, tmp_path):
+    import shutil
+    run = tmp_path / "small"
+    shutil.copytree(finished, run)
+    before = states(run)
+    ok, said = small_run(study, run, "summarise.confidence=0.9")
+    assert ok, said
+    changed = {n for n, s in states(run).items() if s != before[n]}
+    assert changed == {"summarise", "report"}
+
+
+def test_a_missing_output_is_made_again(study, finished, tmp_path):
+    import shutil
+    run = tmp_path / "small"
+    shutil.copytree(finished, run)
+    (run / "tables/subject_parameters.csv").unlink()
+    ok, said = small_run(study, run)
+    assert ok and (run / "tables/subject_parameters.csv").exists()
+    assert (run / "tables/subject_parameters.csv").read_text() == (finished / "tables/subject_parameters.csv").read_text()
+
+
+def test_chosen_steps_alone_run(study, tmp_path):
+    ok, said = small_run(study, tmp_path / "r", steps=["inventory", "tile"])
+    assert ok and set(states(tmp_path / "r")) == {"inventory", "tile"}
+
+
+def test_a_step_whose_needs_are_missing_is_skipped_by_name(study, tmp_path):
+    ok, said = small_run(study, tmp_path / "r", steps=["embed"])
+    assert not ok and "needs tile, pretrain" in said
+
+
+@pytest.mark.parametrize("args, says", [
+    (("-p", "pretrain.stepz=3"), "pretrain has no parameter `stepz`: did you mean `steps`?"),
+    (("-p", "pretrian.steps=3"), "did you mean `pretrain`?"),
+    (("-p", "pretrain.steps=many"), "expected int"),
+    (("-p", "steps=3"), "step.parameter=value"),
+    (("--profile", "demmo"), "did you mean `demo`?"),
+    (("--steps", "segmnt"), "did you mean `segment`?"),
+])
+def test_a_mistyped_option_ends_with_code_2_and_writes_nothing(study, tmp_path, args, says):
+    done = bonehisto("run", study, "--out", tmp_path / "r", *args)
+    assert done.returncode == 2 and says in done.stderr.replace("\n", " "), done.stderr
+    assert not (tmp_path / "r").exists()
+
+
+def test_a_folder_that_is_no_run_is_left_alone(study, tmp_path):
+    (tmp_path / "thesis.docx").write_text("mine")
+    done = bonehisto("run", study, "--out", tmp_path)
+    assert done.returncode == 2 and "is not a run folder" in done.stderr.replace("\n", " ")
+    assert [p.name for p in tmp_path.iterdir()] == ["thesis.docx"]
+
+
+def test_ctrl_c_keeps_finished_steps_and_the_same_command_goes_on(study, tmp_path):
+    run = tmp_path / "r"
+    options = [x for p in SMALL for x in ("-p", p)]
+    process = subprocess.Popen([sys.executable, "-m", "bonehisto", "run", str(study), "--out", str(run), *options, "-p", "pretrain.steps=100000"],
+                               stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    for _ in range(600):
+        if (run / "run.json").exists() and states(run).get("pretrain", ("",))[0] == "running": break
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.2)
+    time.sleep(1)
+    os.kill(process.pid, signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 2 and "Stopped" in err, (out, err)
+    assert states(run)["pretrain"][0] == "stopped" and states(run)["tile"][0] == "done"
+    assert not list(run.rglob("*.tmp*"))
+    ok, said = small_run(study, run, steps=["inventory", "tile"])
+    assert ok and "Nothing to do" in said
+
+
+def test_a_failing_step_keeps_its_page_and_the_report_still_comes(study, tmp_path):
+    ok, said = small_run(study, tmp_path / "r", "pretrain.batch=100000")
+    assert not ok and "pretrain" in said and "FAILED" in said
+    record = read_json(tmp_path / "r/run.json")["steps"]
+    assert record["pretrain"]["state"] == "failed" and "batch" in record["pretrain"]["reason"]
+    assert record["embed"]["state"] == "skipped" and record["report"]["state"] == "done"
+    assert json.loads((tmp_path / "r/notebooks/35_pretrain.ipynb").read_text())["cells"]
