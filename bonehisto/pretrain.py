@@ -150,8 +150,8 @@ def train_step(
     return loss.item(), {"invariance": parts["invariance"].item(), "sigreg_ratio": parts["sigreg_ratio"].item(),
                          "rank_projection": rank[0], "rank_backbone": rank[1], "grad_norm": norm.item()}
 
-# %% ../nbs/37_pretrain.ipynb #6f37567b
-def check_pretraining(tiles, rows, preset, batch, n_global, n_local, global_px, local_px, steps):
+# %% ../nbs/37_pretrain.ipynb #ad71ca96
+def check_pretraining(tiles, rows, preset, batch, n_global, n_local, global_px, local_px, steps, lam="auto"):
     "Raises one `UserError` with every setting that cannot work."
     if preset not in PRESETS: raise UserError(f"pretrain.preset is `{preset}`: {nearest_name(preset, PRESETS)}")
     patch, problems = PRESETS[preset].patch, []
@@ -162,6 +162,7 @@ def check_pretraining(tiles, rows, preset, batch, n_global, n_local, global_px, 
     if n_global < 1 or n_local < 0 or n_global + n_local < 2: problems.append(f"pretrain.n_global is {n_global} and n_local {n_local}: at least one global view, and two views in all")
     for name, px in (("global_px", global_px), ("local_px", local_px)):
         if px % patch or px < patch: problems.append(f"pretrain.{name} is {px}: the {patch} px patch of `{preset}` does not divide it, {max(round(px / patch), 1) * patch} would do")
+    if lam != "auto" and not (isinstance(lam, (int, float)) and 0 <= lam <= 1): problems.append(f"pretrain.lam is {lam!r}: expected auto, or a number from 0 to 1")
     if steps < 1: problems.append(f"pretrain.steps is {steps}: give at least 1")
     if problems: raise UserError(*problems)
 
@@ -180,7 +181,7 @@ def selection_score(
     "Mean loss of the last tenth of the steps over lambda^0.4."
     return float(log["loss"].tail(max(1, len(log) // 10)).mean() / lam ** .4)
 
-# %% ../nbs/37_pretrain.ipynb #4b85a540
+# %% ../nbs/37_pretrain.ipynb #54ed466d
 def pretrain(
     tiles,                  # (n, H, W, 3) uint8, an array or a memory map
     out,                    # run folder: writes checkpoints/ and tables/pretrain_log.csv
@@ -199,7 +200,7 @@ def pretrain(
 ):
     "`(encoder, log)`: the pretrained `Encoder` in eval mode and one row a step. Raises `UserError` for settings that cannot work."
     rows, out = np.arange(len(tiles)) if rows is None else np.asarray(rows), Path(out)
-    check_pretraining(tiles, rows, preset, batch, n_global, n_local, global_px, local_px, steps)
+    check_pretraining(tiles, rows, preset, batch, n_global, n_local, global_px, local_px, steps, lam)
     views = dict(n_global=n_global, n_local=n_local, global_px=global_px, local_px=local_px, global_scale=tuple(global_scale), local_scale=tuple(local_scale))
     settings = dict(preset=preset, weights=file_digest(weights) if weights else None, steps=steps, batch=batch, **views, lam=lambda_for(batch, lam),
         n_directions=n_directions, lr=lr, weight_decay=weight_decay, warmup=warmup, drop_path=drop_path, projector_width=projector_width,

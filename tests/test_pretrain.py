@@ -140,6 +140,7 @@ def test_only_chosen_rows_are_read(tiles, tmp_path):
     (dict(local_px=96, preset="small"), r"pretrain\.local_px is 96: the 14 px patch of `small`.* 98 would do"),
     (dict(n_global=1, n_local=0), "two views in all"),
     (dict(steps=0), r"pretrain\.steps is 0"),
+    (dict(lam="much"), r"pretrain\.lam is .much.: expected auto"),
     (dict(preset="tini"), "did you mean `tiny`"),
     (dict(rows=[]), "no tile to pretrain on"),
 ])
