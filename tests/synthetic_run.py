@@ -1,0 +1,67 @@
+"""A run folder with plausible tables and masks, without running anything: what figures and report are tested on."""
+import numpy as np
+import pandas as pd
+import yaml
+from PIL import Image
+
+from bonehisto.files import write_json, write_table
+from bonehisto.images import write_mask
+
+GROUPS = {"low": (.45, 8, 6), "normal": (.6, 16, 25), "high": (.9, 28, 80)}  # MAR, BV/TV, BFR/BS
+SCORES = ("dice", "iou", "detection_f1", "object_f1")
+
+
+def draw(domain, seed, size):
+    "A ring of bone with a seam, as image and class map."
+    rng = np.random.default_rng(seed); y, x = np.mgrid[:size, :size] / size
+    r = np.hypot(x - rng.uniform(.4, .6), y - rng.uniform(.4, .6)) + .03 * np.sin(9 * np.arctan2(y - .5, x - .5))
+    mask = np.select([r < .28, r < .31], [1, 2], 0).astype(np.uint8)
+    if domain == "fluorescence": mask[(r > .24) & (r < .25) | (r > .27) & (r < .28)] = 3
+    ink = np.array([[212, 160, 142], [22, 92, 165], [182, 59, 53]] if domain == "brightfield" else [[8, 9, 8], [20, 60, 50], [6, 12, 10], [200, 210, 40]])
+    return np.clip(ink[mask] + rng.normal(0, 6, (size, size, 3)), 0, 255).astype(np.uint8), mask
+
+
+def make_run(folder, size=320, per_group=4, steps=200, seed=0):
+    "The folder filled as a finished run would leave it."
+    rng = np.random.default_rng(seed); t = folder / "tables"; rois, subjects, truth, stretches, segmented = [], [], [], [], []
+    for group, (mar, bvtv, bfr) in GROUPS.items():
+        for k in range(per_group):
+            subject = f"{group}-{k + 1:02d}"; split = ("test", "train", "train", "val")[k % 4]
+            for domain in ("brightfield", "fluorescence"):
+                roi = f"{subject}_{domain[:2]}1"; image, mask = draw(domain, len(rois), size)
+                (folder / "images").mkdir(parents=True, exist_ok=True); Image.fromarray(image).save(folder / "images" / f"{roi}.png")
+                for name, value in (("", np.roll(mask, 1, 0)), ("_confidence", np.where(np.roll(mask, 3) == mask, 245, 140).astype(np.uint8))): write_mask(folder / "masks" / f"{roi}{name}.png", value, .5)
+                Image.fromarray(mask).save(folder / "images" / f"{roi}_mask.png")
+                rois.append({"roi": roi, "subject": subject, "group": group, "modality": domain, "split": split, "image": str(folder / "images" / f"{roi}.png"), "mask": str(folder / "images" / f"{roi}_mask.png"),
+                             "polygon": "", "pixel_size_um": .5, "height": size, "width": size, "interval_days": 15.0})
+                segmented.append({"roi": roi, "domain": domain, "state": "done", "tiles": 20, "abstained": 0.0, "confidence": rng.uniform(.9, .99)})
+                row = {"subject": subject, "group": group, "domain": domain, "rois": 1, "T.Ar (mm2)": .26, "B.Ar (mm2)": .26 * bvtv / 100, "B.Pm (mm)": rng.uniform(1, 3), "O.Pm (mm)": rng.uniform(.1, .9), "BV/TV (%)": bvtv * rng.normal(1, .1),
+                       "O.Th (um)": rng.uniform(6, 14), "OS/BS (%)": rng.uniform(5, 35), "OV/BV (%)": rng.uniform(.5, 6), "Tb.Th (um)": rng.uniform(100, 170)}
+                if domain == "fluorescence": row |= {"MAR (um/d)": np.nan if (group, k) == ("low", 1) else mar * rng.normal(1, .08), "MS/BS (%)": rng.uniform(3, 20), "BFR/BS (um3/um2/yr)": bfr * rng.normal(1, .15), "Mlt (d)": rng.uniform(15, 60)}
+                if domain == "fluorescence" and (group, k) == ("low", 1): row["reasons"] = '{"MAR (um/d)": "only single labels: no distance to measure"}'
+                subjects.append(row)
+                truth += [{"subject": subject, "domain": domain, "parameter": p, "true": v, "measured": v * rng.normal(1, .02)} for p, v in row.items() if p in ("BV/TV (%)", "O.Th (um)", "MAR (um/d)", "MS/BS (%)", "OS/BS (%)")]
+                if domain == "fluorescence": stretches += [{"roi": roi, "subject": subject, "kind": rng.choice(["double", "single"]), "length_um": rng.uniform(40, 300), "distance_um": mar * 15 * rng.normal(1, .1), "area_um2": 900.0} for _ in range(12)]
+    rois, subjects = pd.DataFrame(rois), pd.DataFrame(subjects)
+    tiles = pd.DataFrame([{"tile": f"{r.roi}:{y}:{x}:{kind}", "roi": r.roi, "subject": r.subject, "group": r.group, "modality": r.modality, "split": r.split, "x": x, "y": y, "kind": kind, "blank": False, "tissue_fraction": .5}
+                          for r in rois.itertuples() for x, y, kind in ((0, 0, "nw"), (224, 0, "ne"), (0, 224, "sw"), (224, 224, "se"), (112, 112, "centre"))])
+    place = {"brightfield": -4, "fluorescence": 4}; n = len(tiles); at = tiles["modality"].map(place).to_numpy()
+    embeddings = tiles[["tile"]].assign(umap_x=at + rng.normal(0, 1, n), umap_y=rng.normal(0, 1, n), umap_random_x=at / 3 + rng.normal(0, 1, n), umap_random_y=rng.normal(0, 1, n))
+    fall = np.exp(-np.arange(steps) / 40)
+    log = pd.DataFrame({"step": np.arange(1, steps + 1), "loss": .5 + fall + rng.normal(0, .04, steps), "invariance": .2 + .5 * fall, "sigreg_ratio": 1.1 + 4 * fall, "rank_projection": np.where(np.arange(steps) % 5, np.nan, 40 - 30 * fall),
+                        "rank_backbone": np.where(np.arange(steps) % 5, np.nan, 30 - 20 * fall), "grad_norm": 1 + fall, "learning_rate": 5e-4 * fall, "images_per_s": 60 + rng.normal(0, 4, steps)})
+    heads = pd.concat([pd.DataFrame({"domain": d, "phase": "decoder", "step": np.arange(20, 301, 20), "loss": 1 / (1 + np.arange(15)), "val_dice": np.minimum(.92, .5 + np.arange(15) / 25)}) for d in place])
+    names = {"brightfield": ("background", "mineralised bone", "osteoid", "tissue mean"), "fluorescence": ("background", "bone", "osteoid", "label", "tissue mean")}
+    scores = pd.DataFrame([{"domain": d, "class": c, "score": s, "mean": m, "low": m - .04, "high": min(1, m + .03), "subjects": 3} for d, cs in names.items() for c in cs for s in SCORES for m in [rng.uniform(.78, .96)]])
+    measures = [c for c in subjects if "(" in c and subjects[c].notna().sum() > 3]
+    summary = [{"domain": d, "group": g, "parameter": p, "subjects": int(part[p].count()), "mean": part[p].mean(), "low": part[p].mean() - 2 * part[p].std(), "high": part[p].mean() + 2 * part[p].std()} for (d, g), part in subjects.groupby(["domain", "group"]) for p in measures if part[p].notna().any()]
+    for name, table in {"rois.csv": rois, "tiles.parquet": tiles, "embeddings.parquet": embeddings, "pretrain_log.csv": log, "heads_log.csv": heads, "head_scores.csv": scores, "subject_parameters.csv": subjects, "group_summary.csv": pd.DataFrame(summary),
+                        "truth_comparison.csv": pd.DataFrame(truth), "label_stretches.csv": pd.DataFrame(stretches), "roi_segmentation.csv": pd.DataFrame(segmented),
+                        "separation.csv": pd.DataFrame({"features": ["random", "pretrained"], "silhouette": [.31, .62], "knn_purity": [.97, 1.0]}),
+                        "router_scores.csv": pd.DataFrame([{"domain": d, "score": s, "mean": m, "low": np.nan, "high": np.nan, "subjects": 6, "tiles": 300} for d in ("all", *place) for s, m in (("right", .997), ("abstained", .003), ("wrong", 0.0))]),
+                        "router_confusion.csv": pd.DataFrame({"truth": list(place), "brightfield": [298, 0], "fluorescence": [0, 120], "abstain": [2, 0]}),
+                        "hard_cases.csv": pd.DataFrame({"group": ["hard"] * 4 + ["third domain"], "case": ["grey brightfield", "padded brightfield", "saturated fluorescence", "all: hard", "all: third domain"], "tiles": 60, "right": [.5, .97, .9, .8, 0.0], "abstained": [.48, .03, .07, .18, .9], "wrong": [.02, 0, .03, .02, .1]})}.items(): write_table(t / name, table)
+    (folder / "manifest.yaml").write_text(yaml.safe_dump({"name": "synthetic", "section": "none", "labels": {"dosing_days": [[1, 2, 3], [16, 17, 18]]}}))
+    write_json(folder / "run.json", {"name": folder.name, "profile": "demo", "created": "2026-01-01T00:00:00+00:00", "manifest": "data_manifest.yaml", "manifest_digest": "0" * 64, "commit": "abc1234", "machine": {"processor": "a processor", "cores": 2, "device": "cpu", "packages": {"torch": "2.0", "numpy": "2.0"}},
+                                     "parameters": {"pretrain": {"run": str(folder), "steps": steps, "seed": 0}, "heads": {"steps": 300}}, "steps": {n: {"state": "done", "seconds": s, "started": "2026-01-01T00:00:00+00:00"} for n, s in (("inventory", 2.1), ("tile", 8.4), ("pretrain", 140.0), ("heads", 95.2))} | {"report": {"state": "running"}}})
+    return folder
