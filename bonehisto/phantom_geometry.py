@@ -4,8 +4,8 @@
 __all__ = ['SHORTEST_UM', 'Seam', 'Line', 'Site', 'taper', 'wander', 'draw_seam', 'draw_lines', 'free_stretch', 'too_near',
            'place_site', 'draw_sites', 'Tissue', 'draw_tissue']
 
-# %% ../nbs/15_phantom_geometry.ipynb #6b60e9f6
-from dataclasses import dataclass
+# %% ../nbs/15_phantom_geometry.ipynb #75f4c323
+from dataclasses import dataclass, field
 
 import numpy as np
 from scipy import ndimage as ndi
@@ -15,7 +15,7 @@ from scipy.spatial import cKDTree
 from .phantom_bone import (ARC_UM, CLEAR_UM, LEAST_BRIGHTNESS, LEAST_SEAM_UM, UNRESOLVED_UM,
                                     TissueParameters, bends_hard, depth_capacity, draw_bone, trace_surface)
 
-# %% ../nbs/15_phantom_geometry.ipynb #95ff0da3
+# %% ../nbs/15_phantom_geometry.ipynb #8abe64cb
 @dataclass
 class Seam:
     "Osteoid over surface points `at` (n,), `width` (n,) um; it counts where `width` >= LEAST_SEAM_UM."
@@ -31,6 +31,8 @@ class Line:
     brightness: np.ndarray
     order: int
     site: int
+    gain: float = 1.0    # how bright it is drawn: appearance alone
+    spread: float = 1.0  # how wide it is drawn: appearance alone
 
     def counted(self):
         "Positions (n,) bool where the line is bright enough to count."
@@ -151,15 +153,16 @@ def draw_sites(rng, p, surface, inside, tries=40):
         taken = np.concatenate([taken, points]); sites.append(site)
     return sites
 
-# %% ../nbs/15_phantom_geometry.ipynb #56f748bf
+# %% ../nbs/15_phantom_geometry.ipynb #36e3d052
 @dataclass
 class Tissue:
-    "Bone as a spline, its surface, formation sites, and the frame (width, height) um they belong to."
+    "Bone as a spline, its surface, formation sites, the frame (width, height) um they belong to, and lines drawn that are no course of the study."
     phi: object
     surface: object
     sites: list
     frame: tuple
     parameters: TissueParameters
+    strays: list = field(default_factory=list)
 
     def within(self, xy):
         "True where points (N, 2) um lie in the frame."
