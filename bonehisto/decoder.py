@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-# %% ../nbs/60_decoder.ipynb #6c4a784c
+# %% ../nbs/60_decoder.ipynb #aeb6889b
 @dataclass(frozen=True)
 class DecoderShape:
     "The numbers that make a decoder."
@@ -23,7 +23,7 @@ class DecoderShape:
     heads: int                      # attention maps of the encoder's last block
     depths: tuple                   # after which blocks the patch tokens are taken
     classes: int                    # channels of the output
-    widths: tuple = (64, 32, 24, 16)  # channels at 1/8, 1/4, 1/2 and full resolution
+    widths: tuple = (64, 32, 24, 16)       # channels at 1/8, 1/4, 1/2 and full resolution
     stem_widths: tuple = (32, 24, 16, 8)  # channels of the pixel stem at the same resolutions
     stem: bool = True               # False: no pixel stem, tokens alone
     attention: bool = True          # False: no attention maps
@@ -72,7 +72,7 @@ class TokenFusion(nn.Module):
         y = y.transpose(1, 2).unflatten(2, tokens.grid)
         return y if self.look is None else y + self.look((tokens.attention + .1).log().unflatten(2, tokens.grid))
 
-# %% ../nbs/60_decoder.ipynb #b367ae06
+# %% ../nbs/60_decoder.ipynb #2c695311
 class Decoder(nn.Module):
     "Logits (B, classes, H, W) at full resolution: `decoder(x, tokens)` with the image x (B, 3, H, W) in 0..1 and its `Tokens`."
     def __init__(self,
@@ -85,17 +85,17 @@ class Decoder(nn.Module):
         self.fusion = TokenFusion(shape)
         self.stem = PixelStem(shape.stem_widths) if shape.stem else None
         below = (shape.widths[0], *shape.widths[:-1])
-        beside = shape.stem_widths if shape.stem else (0,) * len(shape.widths)
-        self.steps = nn.ModuleList(conv_block(a + s, b) for a, s, b in zip(below, beside, shape.widths))
+        self.narrow = nn.ModuleList(nn.Conv2d(a, s, 1) for a, s in zip(below, shape.stem_widths))
+        self.steps = nn.ModuleList(conv_block(s * (1 + shape.stem), b) for s, b in zip(shape.stem_widths, shape.widths))
         self.classify = nn.Conv2d(shape.widths[-1], shape.classes, 1)
 
     def forward(self, x, tokens):
         y, levels = self.fusion(tokens), len(self.steps)
         maps = self.stem(x) if self.stem is not None else [None] * levels
-        for i, (step, beside) in enumerate(zip(self.steps, maps)):
+        for i, (narrow, step, beside) in enumerate(zip(self.narrow, self.steps, maps)):
             scale = 2 ** (levels - 1 - i)
             size = beside.shape[-2:] if beside is not None else tuple(-(-s // scale) for s in x.shape[-2:])
-            y = F.interpolate(y, size=size, mode="bilinear", align_corners=False)
+            y = F.interpolate(narrow(y), size=size, mode="bilinear", align_corners=False)
             y = step(y if beside is None else torch.cat([y, beside], 1))
         return self.classify(y)
 

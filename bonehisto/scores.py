@@ -158,17 +158,17 @@ def subject_scores(
     scores["object_f1"][0] = np.nan  # background has no objects
     return pd.DataFrame({"class": [*names, "tissue mean"], **{k: [*v, tissue_mean(v)] for k, v in scores.items()}})
 
-# %% ../nbs/61_scores.ipynb #9abcd6b4
+# %% ../nbs/61_scores.ipynb #d5b65c04
 def score_table(
     subjects,   # subject -> its `subject_scores`
     level=.95,  # confidence of the interval
 ):
-    "One row per class and metric: `mean`, `low`, `high` (t interval over subjects) and the number of `subjects` that have a score."
+    "One row per `class` and `score`: `mean`, `low`, `high` (t interval over subjects) and the number of `subjects` that have a score."
     rows = []
     if subjects:
         all_ = pd.concat(subjects.values(), keys=subjects.keys(), names=["subject", None]).reset_index(level=0)
         for name in all_["class"].unique():
-            for metric in ("dice", "iou", "detection_f1", "object_f1"):
-                mean, low, high, n = mean_interval(all_.loc[all_["class"] == name, metric], level, 0, 1)
-                if n: rows.append((name, metric, mean, low, high, n))
-    return pd.DataFrame(rows, columns=["class", "metric", "mean", "low", "high", "subjects"])
+            for score in ("dice", "iou", "detection_f1", "object_f1"):
+                mean, low, high, n = mean_interval(all_.loc[all_["class"] == name, score], level, 0, 1)
+                if n: rows.append((name, score, mean, low, high, n))
+    return pd.DataFrame(rows, columns=["class", "score", "mean", "low", "high", "subjects"])
