@@ -71,11 +71,12 @@ def courses_interval(
     first, second = ((c[0] + c[-1]) / 2 for c in courses)
     return second - first
 
-# %% ../nbs/09_entries.ipynb #ecdabc40
+# %% ../nbs/09_entries.ipynb #bc24cf55
 _DAYS = "give two lists of days, e.g. [[1, 2, 3], [16, 17, 18]]"
 DosingDays = Annotated[list[list[float]], BeforeValidator(_courses)]
 
 def _name(text):
+    if not isinstance(text, (str, int)): raise ValueError
     text = str(text).strip()
     if not text or len(text) > 100 or text[0] in ".-" or re.search(r'[/\\:*?"<>|{}\x00-\x1f]', text): raise ValueError
     if re.search(r"_(confidence|interlabel)$", text): raise ValueError("results are saved under this ending")
@@ -94,13 +95,13 @@ class Labels(Entry):
     "The fluorescent labels all subjects were given."
     dosing_days: DosingDays = Field(description=_DAYS)
 
-# %% ../nbs/09_entries.ipynb #8817890c
+# %% ../nbs/09_entries.ipynb #22d2cabb
 PIXEL_RANGE_UM = (0.01, 20)  # beyond light microscopy on either side
 
 def _pixel_size(value):
     "Micrometres per pixel, or None for `unknown`. Raises ValueError where it cannot be."
     if value == "unknown": return None
-    if isinstance(value, bool) or not math.isfinite(size := float(value)) or size <= 0: raise ValueError
+    if not isinstance(value, (int, float, str)) or isinstance(value, bool) or not math.isfinite(size := float(value)) or size <= 0: raise ValueError
     low, high = PIXEL_RANGE_UM
     if not low <= size <= high: raise ValueError(f"outside {low} to {high}")
     return size
@@ -131,7 +132,7 @@ class Study(Entry):
     classes: dict[Domain, ClassTable] = Field({}, description="give a list of classes under brightfield or fluorescence")
     origin: Optional[Path] = Field(None, description="leave it out: it is written into copies")
 
-# %% ../nbs/09_entries.ipynb #e086f8ce
+# %% ../nbs/09_entries.ipynb #0ae99e08
 def _shown(value):
     "A value as it would be typed, short."
     if value is None: return "empty"
@@ -154,10 +155,10 @@ def explain(
     advice = info.description if info and info.description else "see the example data_manifest.yaml"
     if error["type"] == "missing": return f"{where} is missing: {advice}"
     words = str(error.get("ctx", {}).get("error", ""))
-    if words and isinstance(error["input"], (dict, list)) and ":" in words: return f"{where}: {words}"
+    if words and isinstance(error["input"], (dict, list)): return f"{where}: {words}" + ("" if ":" in words else f": {advice}")
     return f"{where} is {_shown(error['input'])}: {words + ': ' if words and 'convert' not in words else ''}{advice}"
 
-# %% ../nbs/09_entries.ipynb #cf882cab
+# %% ../nbs/09_entries.ipynb #4775b393
 def build_entry(
     model,     # Entry class
     entry,     # what the manifest holds
@@ -168,6 +169,8 @@ def build_entry(
     if not isinstance(entry, dict): problems.append(f"{place} is {_shown(entry)}: give `key: value` pairs, e.g. `id: S01`"); return None
     try: return model.model_validate(entry)
     except ValidationError as e: errors = e.errors()
+    strange = {err["loc"][:-1] for err in errors if err["loc"][-1] == "[key]"}
+    errors = [err for err in errors if err["loc"] not in strange]  # the value of an unknown key is no second mistake
     problems += [explain(err, model, place) for err in errors]
     wrong = {err["loc"][0] for err in errors}  # the rest is still worth checking against the other entries
     valid = {k: v for k, v in entry.items() if k not in wrong} | ({"pixel_size_um": "unknown"} if "pixel_size_um" in wrong else {})

@@ -160,7 +160,7 @@ def read_samples(
     except Exception as e: raise damaged(path, e) from e  # decoders raise whatever their C library thought of
     return samples.astype(np.uint16) if samples.dtype == np.int32 else samples
 
-# %% ../nbs/07_image_formats.ipynb #36e260c9
+# %% ../nbs/07_image_formats.ipynb #ac48c207
 class TiffRows:
     "Rows of a one-plane TIFF, decoded when asked for. A context manager."
     def __init__(self, path):
@@ -190,8 +190,9 @@ class TiffRows:
         for plane in range(page.samplesperpixel if page.planarconfig == SEPARATE else 1):
             for i in range(y0 // high * across, ((y1 - 1) // high + 1) * across):
                 index = plane * down * across + i
-                self.tif.filehandle.seek(page.dataoffsets[index])
-                piece, (s, _, y, x, _), shape = page.decode(self.tif.filehandle.read(page.databytecounts[index]), index, **tables)
+                decode, offset, count = page.decode, page.dataoffsets[index], page.databytecounts[index]  # tags are read late and move the file: before seek
+                self.tif.filehandle.seek(offset)
+                piece, (s, _, y, x, _), shape = decode(self.tif.filehandle.read(count), index, **tables)
                 if piece is None: continue  # a sparse piece stands for zeros
                 piece = piece[0, max(0, y0 - y):min(shape[1], y1 - y), :min(shape[2], page.imagewidth - x)]  # edge tiles are padded
                 top, s = max(y, y0) - y0, s if page.planarconfig == SEPARATE else 0

@@ -135,7 +135,7 @@ def _numbered(problems, lines, name):
     more = len(shown) - MAX_SHOWN
     return shown if more <= 0 else [*shown[:MAX_SHOWN], f"{name}: and {more} more problems: mend these first"]
 
-# %% ../nbs/10_manifest.ipynb #28d9f033
+# %% ../nbs/10_manifest.ipynb #582278b6
 def save_manifest(
     manifest,  # Manifest
     path,      # YAML file to write
@@ -146,6 +146,6 @@ def save_manifest(
         if s.dosing_days == []: subject["dosing_days"] = "none"
     for roi, r in zip(out["rois"], manifest.rois):
         if r.pixel_size_um is None: roi["pixel_size_um"] = "unknown"
-    out["origin"] = str(manifest.origin or manifest.path)
+    out.pop("origin", None); out["origin"] = str(manifest.origin or manifest.path)
     with atomic_path(path) as tmp: tmp.write_text(yaml.safe_dump(out, sort_keys=False, allow_unicode=True, width=200), encoding="utf-8")
     return Path(path)

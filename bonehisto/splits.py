@@ -25,7 +25,7 @@ def subject_table(
                      "rois": len(rois), "split": next((r.split for r in rois if r.split), "")})
     return pd.DataFrame(rows, columns=["subject", "group", "modality", "rois", "split"])
 
-# %% ../nbs/11_splits.ipynb #f74f53bf
+# %% ../nbs/11_splits.ipynb #c2a35bac
 def _seats(n, fraction):
     "Seats for a fraction of n subjects: at least one where anything was asked for."
     return max(1, int(n * fraction + 0.5)) if fraction > 0 else 0
@@ -35,17 +35,16 @@ def _deal(table, seats, split, rng):
     strata = list(zip(table["group"], table["modality"]))
     fair, parts = Counter(strata), {s: set(s[1].split("+")) for s in strata}
     whole = Counter(m for s in strata for m in parts[s])
+    shared = {m for m in whole if m in DOMAINS and whole[m] >= len(SPLITS)}  # a modality of two subjects cannot be in three splits
     luck = {s: rng.random() for s in sorted(fair)}
     total, wanted = len(table), seats + int((table["split"] == split).sum())
-    for _ in range(seats):
+    while True:
         taken = Counter(s for s, given in zip(strata, table["split"]) if given == split)
-        seen = {m for s in taken for m in parts[s]}
-        free = [s for s in sorted(fair) if any(s == t and g == "" for t, g in zip(strata, table["split"]))]
-        def need(s):
-            new = len([m for m in parts[s] - seen if whole[m] >= len(SPLITS)])  # a modality of two subjects cannot be in three splits
-            left = sum(s == t and g == "" for t, g in zip(strata, table["split"])) / fair[s]
-            return new, fair[s] * wanted / total - taken[s], left, luck[s]
-        best = max(free, key=need)
+        free = Counter(s for s, given in zip(strata, table["split"]) if given == "")
+        lacking = shared - {m for s in taken for m in parts[s]}
+        if seats <= 0 and not any(lacking & parts[s] for s in free) or not free: return
+        best = max(sorted(free), key=lambda s: (len(lacking & parts[s]), fair[s] * wanted / total - taken[s], free[s] / fair[s], luck[s]))
+        seats -= 1
         rows = [i for i, (s, g) in enumerate(zip(strata, table["split"])) if s == best and g == ""]
         table.loc[rows[rng.integers(len(rows))], "split"] = split
 
