@@ -9,9 +9,9 @@ import re
 import matplotlib.pyplot as plt
 import seaborn as sns
 
-# %% ../nbs/81_look.ipynb #f493c785
-NAMES = {"loss": "LeJEPA loss", "sigreg": "SIGReg", "sigreg_ratio": "SIGReg / 1.0525", "rank_projection": "effective rank, projections", "rank_backbone": "effective rank, backbone",
-         "images_per_s": "images/s", "grad_norm": "gradient norm", "dice": "Dice", "iou": "IoU", "detection_f1": "F1, class in tile", "object_f1": "F1, objects",
+# %% ../nbs/81_look.ipynb #d54d6efb
+NAMES = {"loss": "LeJEPA loss", "sigreg": "SIGReg", "sigreg_ratio": "SIGReg / 1.0525", "rank_projection": "eff. rank, projections", "rank_backbone": "eff. rank, backbone",
+         "images_per_s": "images/s", "grad_norm": "gradient norm", "dice": "Dice", "iou": "IoU", "detection_f1": "F1, class in tile", "knn_purity": "k-NN purity", "domain_silhouette": "silhouette", "object_f1": "F1, objects",
          "val_dice": "Dice, validation", "rois": "ROIs", "roi": "ROI", "height": "height (px)", "width": "width (px)", "pixel_size_um": "pixel size (µm)", "interval_days": "interval (d)",
          "length_um": "length (µm)", "distance_um": "distance (µm)", "area_um2": "area (µm²)"}
 
@@ -26,7 +26,7 @@ def pretty(
     unit = re.sub(r"\bum", "µm", unit)
     return head + bracket + re.sub(r"(?<=m)([23])\b", lambda m: "²³"[int(m[1]) - 2], unit)
 
-# %% ../nbs/81_look.ipynb #2351fc63
+# %% ../nbs/81_look.ipynb #f1046834
 CYCLE = ["#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#000000"]
 INK, PALE, GRID = "#222222", "#8A8A8A", "#E4E4E4"
 FIXED = {"brightfield": "#0072B2", "fluorescence": "#009E73", "abstain": PALE, "low": "#56B4E9", "normal": "#555555", "high": "#D55E00"}
@@ -36,13 +36,13 @@ def colours(
 ):
     "A dict category -> hexadecimal colour: fixed for domains and turnover groups, Okabe-Ito in order for others, evenly spaced hues beyond eight."
     names = list(dict.fromkeys(map(str, names)))
-    fixed = {n: FIXED[w] for n in names for w in FIXED if re.match(rf"{w}(\b|_)", n)}
+    fixed = {n: FIXED[w] for n in names for w in FIXED if re.fullmatch(rf"{w}([ _-]turnover)?", n)}
     free = [n for n in names if n not in fixed]
     spare = [c for c in CYCLE if c not in fixed.values()]
     if len(free) > len(spare): spare = sns.husl_palette(len(free), s=.75, l=.55).as_hex()
     return fixed | dict(zip(free, spare))
 
-# %% ../nbs/81_look.ipynb #caf5d1f8
+# %% ../nbs/81_look.ipynb #b15d1f6f
 def dress(
     ax,          # Axes to finish
     title=None,  # short: the figure's caption says the rest
@@ -51,7 +51,7 @@ def dress(
     grid="y",    # "x", "y", "both" or None
 ):
     "The Axes in the common look: 9 point text, two spines, quiet grid below the data."
-    if title is not None: ax.set_title(title, fontsize=10, fontweight="semibold", loc="left", color=INK, pad=6)
+    if title is not None: ax.set_title(title, fontsize=10, fontweight="bold", loc="left", color=INK, pad=6)
     if xlabel is not None: ax.set_xlabel(xlabel, fontsize=9, color=INK)
     if ylabel is not None: ax.set_ylabel(ylabel, fontsize=9, color=INK)
     ax.tick_params(labelsize=8.5, colors=INK, length=3, width=.6)
@@ -79,9 +79,9 @@ def legend(
     if "handles" in kwargs or ax.get_legend_handles_labels()[0]: ax.legend(**{"frameon": False, "fontsize": 8.5, "handletextpad": .4, "borderaxespad": .2, "labelcolor": INK} | kwargs)
     return ax
 
-# %% ../nbs/81_look.ipynb #e532f905
+# %% ../nbs/81_look.ipynb #26baf74e
 def group_order(
     name,  # a group's or category's name
 ):
     "A sort key: low, normal, high first, then the alphabet."
-    return next((i for i, w in enumerate(("low", "normal", "high")) if re.match(rf"{w}(\b|_)", str(name))), 9), str(name)
+    return next((i for i, w in enumerate(("low", "normal", "high")) if re.match(rf"{w}(\b|_)", str(name), re.I)), 9), str(name)

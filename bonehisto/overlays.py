@@ -136,7 +136,7 @@ def show_prediction(
     bar = axes[3].figure.colorbar(seen, ax=axes[3], fraction=.046, pad=.03); bar.ax.tick_params(labelsize=7.5); bar.outline.set_linewidth(.5)
     return axes
 
-# %% ../nbs/84_overlays.ipynb #a72144cd
+# %% ../nbs/84_overlays.ipynb #d61252d5
 def show_tiling(
     image,  # uint8 (H, W, 3)
     tiles,  # rows of this ROI in the tile table: x, y, kind
@@ -153,5 +153,5 @@ def show_tiling(
         ax.add_patch(Rectangle((t.x, t.y), tile, tile, fill=False, edgecolor="#F0E442" if centre else "white", linewidth=1.0 if centre else 1.3, linestyle="--" if centre else "-"))
     right, bottom = max(w, (tiles["x"] + tile).max()), max(h, (tiles["y"] + tile).max())
     ax.add_patch(Rectangle((0, 0), right, bottom, facecolor=PALE, zorder=-1, linewidth=0))
-    ax.set_xlim(-2, right + 2); ax.set_ylim(bottom + 2, -2); ax.set_title(title, fontsize=9, color=INK, pad=4)
+    ax.set_anchor("W"); ax.set_xlim(-2, right + 2); ax.set_ylim(bottom + 2, -2); ax.set_title(title, fontsize=9, color=INK, pad=4)
     return ax

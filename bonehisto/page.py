@@ -4,20 +4,21 @@
 __all__ = ['DASH', 'WIDTH_IN', 'DPI', 'RunFolder', 'undefined', 'decimals', 'number', 'text', 'heading', 'missing', 'keys',
            'warnings', 'table', 'letter', 'canvas', 'figure', 'numbered']
 
-# %% ../nbs/82_page.ipynb #9b1add1b
+# %% ../nbs/82_page.ipynb #dd578fb0
 import base64, io, math, string
 from functools import lru_cache
 from pathlib import Path
 from statistics import median
 
 import pandas as pd
+import yaml
 from matplotlib.figure import Figure
 from PIL import Image
 
 from .files import UserError, atomic_path, read_json, read_table
 from .look import pretty
 
-# %% ../nbs/82_page.ipynb #0ab95bb0
+# %% ../nbs/82_page.ipynb #b63e3bb1
 class RunFolder:
     "A run folder read table by table; what is not there is None, and the reason a sentence."
     def __init__(self, path):
@@ -37,6 +38,13 @@ class RunFolder:
         except (UserError, ValueError) as e: self.why[name] = f"{name} could not be read ({e}): run the step `{step}` again."; return None
         if table.empty: self.why[name] = f"{name} is empty: the step `{step}` found nothing to write there."; return None
         return table
+
+    @property
+    def study(self):
+        "The plain values of the manifest's copy, a dict; empty where it is missing or damaged: a report must come out even where the images have moved."
+        try: found = yaml.safe_load((self.path / "manifest.yaml").read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError, yaml.YAMLError): return {}
+        return found if isinstance(found, dict) else {}
 
     @property
     def steps(self):

@@ -10,9 +10,9 @@ import seaborn as sns
 
 from .look import CYCLE, INK, PALE, colours, dress, group_order, legend, pretty, say
 
-# %% ../nbs/83_result_figures.ipynb #01273617
+# %% ../nbs/83_result_figures.ipynb #9afb8258
 def plot_truth(
-    table,  # rows: parameter, measured, true; a `source` column colours the points where there are several
+    table,  # rows: parameter, measured, true; `source` (what was measured) colours the points where there are several
     axes,   # array of Axes, one a parameter; those left over are hidden
 ):
     "The axes with measured against true, identity line, median and worst absolute relative error (%)."
@@ -25,10 +25,10 @@ def plot_truth(
         for source, part in (t.groupby("source", sort=False) if hue else [(None, t)]):
             error = 100 * (part["measured"] / part["true"] - 1).abs().replace(np.inf, np.nan)
             words = f"median {error.median():.1f} %, worst {error.max():.1f} %" if error.notna().any() else "true value is zero"
-            ax.scatter(part["true"], part["measured"], s=18, alpha=.8, linewidth=0, color=table_of.get(source, CYCLE[0]), label=(f"{source}: " if source else "") + words)
+            ax.scatter(part["true"], part["measured"], s=18, alpha=.75, linewidth=0, color=table_of.get(source, CYCLE[0]), label=(f"{source}: " if source else "") + words)
         low, high = t[["measured", "true"]].min().min(), t[["measured", "true"]].max().max(); pad = .08 * (high - low or abs(high) or 1)
         ax.plot([low - pad, high + pad], [low - pad, high + pad], color=PALE, linewidth=.8, zorder=0)
-        ax.set(xlim=(low - pad, high + pad), ylim=(low - pad, high + 3.2 * pad)); ax.locator_params(nbins=4)
+        ax.set(xlim=(low - pad, high + pad), ylim=(low - pad, high + (2 + 1.6 * max(1, len(table_of))) * pad)); ax.locator_params(nbins=4)
         dress(ax, pretty(name), "true", "measured", grid="both"); legend(ax, loc="upper left", fontsize=7.5, handletextpad=.1)
     return axes
 

@@ -34,14 +34,14 @@ def make_run(folder, size=320, per_group=4, steps=200, seed=0):
                 Image.fromarray(mask).save(folder / "images" / f"{roi}_mask.png")
                 rois.append({"roi": roi, "subject": subject, "group": group, "modality": domain, "split": split, "image": str(folder / "images" / f"{roi}.png"), "mask": str(folder / "images" / f"{roi}_mask.png"),
                              "polygon": "", "pixel_size_um": .5, "height": size, "width": size, "interval_days": 15.0})
-                segmented.append({"roi": roi, "domain": domain, "state": "done", "tiles": 20, "abstained": 0.0, "confidence": rng.uniform(.9, .99)})
-                row = {"subject": subject, "group": group, "domain": domain, "rois": 1, "T.Ar (mm2)": .26, "B.Ar (mm2)": .26 * bvtv / 100, "B.Pm (mm)": rng.uniform(1, 3), "O.Pm (mm)": rng.uniform(.1, .9), "BV/TV (%)": bvtv * rng.normal(1, .1),
-                       "O.Th (um)": rng.uniform(6, 14), "OS/BS (%)": rng.uniform(5, 35), "OV/BV (%)": rng.uniform(.5, 6), "Tb.Th (um)": rng.uniform(100, 170)}
-                if domain == "fluorescence": row |= {"MAR (um/d)": np.nan if (group, k) == ("low", 1) else mar * rng.normal(1, .08), "MS/BS (%)": rng.uniform(3, 20), "BFR/BS (um3/um2/yr)": bfr * rng.normal(1, .15), "Mlt (d)": rng.uniform(15, 60)}
-                if domain == "fluorescence" and (group, k) == ("low", 1): row["reasons"] = '{"MAR (um/d)": "only single labels: no distance to measure"}'
-                subjects.append(row)
-                truth += [{"subject": subject, "domain": domain, "parameter": p, "true": v, "measured": v * rng.normal(1, .02)} for p, v in row.items() if p in ("BV/TV (%)", "O.Th (um)", "MAR (um/d)", "MS/BS (%)", "OS/BS (%)")]
-                if domain == "fluorescence": stretches += [{"roi": roi, "subject": subject, "kind": rng.choice(["double", "single"]), "length_um": rng.uniform(40, 300), "distance_um": mar * 15 * rng.normal(1, .1), "area_um2": 900.0} for _ in range(12)]
+                segmented.append({"roi": roi, "domain": domain, "tiles": 20, "abstained": 0.0, "confidence": rng.uniform(.9, .99)})
+                if domain == "fluorescence": stretches += [{"roi": roi, "subject": subject, "group": group, "split": split, "kind": rng.choice(["double", "single"]), "length_um": rng.uniform(40, 300), "distance_um": mar * 15 * rng.normal(1, .1), "area_um2": 900.0} for _ in range(12)]
+            row = {"subject": subject, "group": group, "split": split, "not measured": "", "structure from": "brightfield", "brightfield ROIs": 1, "fluorescence ROIs": 1, "interval (d)": 15.0, "section": "none", "section factor": 1.0,
+                   "T.Ar (mm2)": .26, "B.Ar (mm2)": .26 * bvtv / 100, "B.Pm (mm)": rng.uniform(1, 3), "O.Pm (mm)": rng.uniform(.1, .9), "BV/TV (%)": bvtv * rng.normal(1, .1), "O.Th (um)": rng.uniform(6, 14), "OS/BS (%)": rng.uniform(5, 35),
+                   "OV/BV (%)": rng.uniform(.5, 6), "Tb.Th (um)": rng.uniform(100, 170), "MAR (um/d)": np.nan if subject == "low-02" else mar * rng.normal(1, .08), "MS/BS (%)": rng.uniform(3, 20), "BFR/BS (um3/um2/yr)": bfr * rng.normal(1, .15), "Mlt (d)": rng.uniform(15, 60),
+                   "warnings": '["only 0.26 mm2 of tissue: below 30 mm2 values of one subject are rough"]', "reasons": '{"MAR (um/d)": "only single labels were seen"}' if subject == "low-02" else "{}"}
+            subjects.append(row)
+            truth += [{"subject": subject, "split": split, "parameter": p, "measured": v * rng.normal(1, e), "true": v, "source": source} for source, e in (("predicted map", .03), ("given mask", .005)) for p, v in row.items() if p in ("BV/TV (%)", "O.Th (um)", "MAR (um/d)", "MS/BS (%)", "OS/BS (%)")]
     rois, subjects = pd.DataFrame(rois), pd.DataFrame(subjects)
     tiles = pd.DataFrame([{"tile": f"{r.roi}:{y}:{x}:{kind}", "roi": r.roi, "subject": r.subject, "group": r.group, "modality": r.modality, "split": r.split, "x": x, "y": y, "kind": kind, "blank": False, "tissue_fraction": .5}
                           for r in rois.itertuples() for x, y, kind in ((0, 0, "nw"), (224, 0, "ne"), (0, 224, "sw"), (224, 224, "se"), (112, 112, "centre"))])
@@ -53,11 +53,11 @@ def make_run(folder, size=320, per_group=4, steps=200, seed=0):
     heads = pd.concat([pd.DataFrame({"domain": d, "phase": "decoder", "step": np.arange(20, 301, 20), "loss": 1 / (1 + np.arange(15)), "val_dice": np.minimum(.92, .5 + np.arange(15) / 25)}) for d in place])
     names = {"brightfield": ("background", "mineralised bone", "osteoid", "tissue mean"), "fluorescence": ("background", "bone", "osteoid", "label", "tissue mean")}
     scores = pd.DataFrame([{"domain": d, "class": c, "score": s, "mean": m, "low": m - .04, "high": min(1, m + .03), "subjects": 3} for d, cs in names.items() for c in cs for s in SCORES for m in [rng.uniform(.78, .96)]])
-    measures = [c for c in subjects if "(" in c and subjects[c].notna().sum() > 3]
-    summary = [{"domain": d, "group": g, "parameter": p, "subjects": int(part[p].count()), "mean": part[p].mean(), "low": part[p].mean() - 2 * part[p].std(), "high": part[p].mean() + 2 * part[p].std()} for (d, g), part in subjects.groupby(["domain", "group"]) for p in measures if part[p].notna().any()]
-    for name, table in {"rois.csv": rois, "tiles.parquet": tiles, "embeddings.parquet": embeddings, "pretrain_log.csv": log, "heads_log.csv": heads, "head_scores.csv": scores, "subject_parameters.csv": subjects, "group_summary.csv": pd.DataFrame(summary),
+    summary = [{"group": g, "parameter": p, "n": int(part[p].count()), "undefined": int(part[p].isna().sum()), "mean": part[p].mean(), "low": part[p].mean() - part[p].std(), "high": part[p].mean() + part[p].std(), "rough": True} for g, part in subjects.groupby("group") for p in subjects if p.endswith(")")]
+    errors = pd.DataFrame([{"source": s, "parameter": p, "n": len(part), "median error (%)": 1.2, "worst error (%)": 4.1, "bias (%)": -.1} for (s, p), part in pd.DataFrame(truth).groupby(["source", "parameter"])])
+    for name, table in {"rois.csv": rois, "tiles.parquet": tiles, "embeddings.parquet": embeddings, "pretrain_log.csv": log, "heads_log.csv": heads, "head_scores.csv": scores, "subject_parameters.csv": subjects, "subject_parameters_masks.csv": subjects, "truth_summary.csv": errors, "notes.csv": pd.DataFrame({"roi": [rois["roi"][0]], "field": ["image"], "note": ["greyscale, repeated to three channels"]}), "group_summary.csv": pd.DataFrame(summary),
                         "truth_comparison.csv": pd.DataFrame(truth), "label_stretches.csv": pd.DataFrame(stretches), "roi_segmentation.csv": pd.DataFrame(segmented),
-                        "separation.csv": pd.DataFrame({"features": ["random", "pretrained"], "silhouette": [.31, .62], "knn_purity": [.97, 1.0]}),
+                        "separation.csv": pd.DataFrame({"weights": ["pretrained", "random"], "feature": "cls", "domain_silhouette": [.62, .31], "knn_purity": [1.0, .97], "chance": .5, "tiles": 120}),
                         "router_scores.csv": pd.DataFrame([{"domain": d, "score": s, "mean": m, "low": np.nan, "high": np.nan, "subjects": 6, "tiles": 300} for d in ("all", *place) for s, m in (("right", .997), ("abstained", .003), ("wrong", 0.0))]),
                         "router_confusion.csv": pd.DataFrame({"truth": list(place), "brightfield": [298, 0], "fluorescence": [0, 120], "abstain": [2, 0]}),
                         "hard_cases.csv": pd.DataFrame({"group": ["hard"] * 4 + ["third domain"], "case": ["grey brightfield", "padded brightfield", "saturated fluorescence", "all: hard", "all: third domain"], "tiles": 60, "right": [.5, .97, .9, .8, 0.0], "abstained": [.48, .03, .07, .18, .9], "wrong": [.02, 0, .03, .02, .1]})}.items(): write_table(t / name, table)
