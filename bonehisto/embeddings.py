@@ -54,7 +54,7 @@ def standardise(
     spread = x.std(0)
     return ((x - x.mean(0)) / np.where(spread > 1e-9, spread, np.inf)).astype(np.float32)
 
-# %% ../nbs/40_embeddings.ipynb #f87f8f9b
+# %% ../nbs/40_embeddings.ipynb #cabbf535
 def neighbours(
     features,       # (n, dim), standardised
     queries=None,   # indices of the tiles to ask for; None = all
@@ -64,7 +64,7 @@ def neighbours(
 ):
     "`(index (q, k), similarity (q, k))` of the nearest tiles, the nearest first; -1 and NaN where there are fewer than k."
     x = features / np.maximum(np.linalg.norm(features, axis=1, keepdims=True), 1e-12)
-    queries, k = np.arange(len(x)) if queries is None else np.atleast_1d(queries), min(k, len(x) - 1)
+    queries, k = np.arange(len(x)) if queries is None else np.atleast_1d(queries), max(0, min(k, len(x) - 1))
     codes = pd.factorize(np.asarray(groups))[0] if groups is not None else np.arange(len(x))
     index, score = np.empty((len(queries), k), int), np.empty((len(queries), k), np.float32)
     for i in range(0, len(queries), block):

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from .embeddings import neighbours, standardise
 from .figures import plot_umap, show_tiles
 
-# %% ../nbs/92_explore.ipynb #fe28cf62
+# %% ../nbs/92_explore.ipynb #c006e89e
 def png(
     fig,  # matplotlib Figure
 ):
@@ -29,11 +29,11 @@ def map_png(
     chosen,  # row of the tile to mark
     near=(), # rows to mark beside it
 ):
-    "The map with the chosen tile ringed and its neighbours dotted, as PNG bytes."
+    "The map with a large ring about the chosen tile and small ones about its neighbours, as PNG bytes."
     fig = Figure(figsize=(5, 3.6), dpi=80)
     ax = plot_umap(table, colour, fig.add_subplot())
     xy = table[["umap_x", "umap_y"]].to_numpy()
-    ax.plot(*xy[list(near)].T, "o", markersize=4, color="black")
+    ax.plot(*xy[list(near)].T, "o", markersize=7, markerfacecolor="none", markeredgecolor="black", markeredgewidth=.8)
     ax.plot(*xy[[chosen]].T, "o", markersize=12, markerfacecolor="none", markeredgecolor="black", markeredgewidth=1.8)
     return png(fig)
 
