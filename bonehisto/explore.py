@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from .embeddings import neighbours, standardise
 from .figures import plot_umap, show_tiles
 
-# %% ../nbs/92_explore.ipynb #c006e89e
+# %% ../nbs/92_explore.ipynb #5597e932
 def png(
     fig,  # matplotlib Figure
 ):
@@ -23,6 +23,7 @@ def png(
         fig.savefig(f, format="png", bbox_inches="tight")
         return f.getvalue()
 
+# %% ../nbs/92_explore.ipynb #4541991f
 def map_png(
     table,   # tile table with umap_x and umap_y
     colour,  # column
@@ -37,6 +38,7 @@ def map_png(
     ax.plot(*xy[[chosen]].T, "o", markersize=12, markerfacecolor="none", markeredgecolor="black", markeredgewidth=1.8)
     return png(fig)
 
+# %% ../nbs/92_explore.ipynb #9bc16522
 def strip_png(
     tiles,   # (n, H, W, 3) uint8
     rows,    # which to show
