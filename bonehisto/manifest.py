@@ -135,13 +135,13 @@ def _numbered(problems, lines, name):
     more = len(shown) - MAX_SHOWN
     return shown if more <= 0 else [*shown[:MAX_SHOWN], f"{name}: and {more} more problems: mend these first"]
 
-# %% ../nbs/10_manifest.ipynb #582278b6
+# %% ../nbs/10_manifest.ipynb #661be036
 def save_manifest(
     manifest,  # Manifest
     path,      # YAML file to write
 ):
     "Writes a copy that loads from anywhere: absolute paths, no patterns, its origin named. Returns the path."
-    out = manifest.model_dump(mode="json", exclude={"root", "path", "data_root"}, exclude_none=True)
+    out = manifest.model_dump(mode="json", exclude={"root", "path"}, exclude_none=True)
     for subject, s in zip(out["subjects"], manifest.subjects):
         if s.dosing_days == []: subject["dosing_days"] = "none"
     for roi, r in zip(out["rois"], manifest.rois):

@@ -4,10 +4,10 @@ import subprocess
 import sys
 
 import pytest
-import yaml
 from conftest import REPO
 from written_study import STUDY, write_study
 
+from bonehisto.entries import DEFAULT_CLASSES
 from bonehisto.files import UserError
 from bonehisto.manifest import load_manifest, save_manifest
 
@@ -171,7 +171,7 @@ def test_the_saved_copy_loads_from_another_folder_and_names_its_origin(tmp_path,
     saved = save_manifest(study, tmp_path / "run" / "manifest.yaml")
     monkeypatch.chdir("/")
     copy = load_manifest(saved)
-    alike = {"root", "path", "data_root", "origin"}
+    alike = {"root", "path", "origin"}
     assert copy.model_dump(exclude=alike) == study.model_dump(exclude=alike)
     assert copy.origin == study.path
     assert [copy.interval_days(s) for s in copy.subjects[:3]] == [15, None, 10]
@@ -185,12 +185,25 @@ def test_classes_of_the_manifest_stand_before_the_defaults(tmp_path):
     assert [c.name for c in study.class_table("fluorescence")] == ["background", "bone", "osteoid", "label"]
 
 
-def test_the_example_manifest_is_read_but_for_its_images(tmp_path):
-    """The manifest on top of the repository loads once its data are drawn; here only the files are absent."""
-    text = (REPO / "data_manifest.yaml").read_text()
-    (tmp_path / "data_manifest.yaml").write_text(text)
+def test_the_example_manifest_asks_for_its_images_to_be_drawn(tmp_path):
+    (tmp_path / "data_manifest.yaml").write_text((REPO / "data_manifest.yaml").read_text())
     assert "bonehisto phantom data/phantom" in problems(tmp_path)[0]
-    assert yaml.safe_load(text)["data_root"] == "data/phantom"
+
+
+def test_the_example_manifest_describes_the_study_that_is_drawn_by_default(tmp_path):
+    """Same subjects, ROIs and fields as the manifest that `bonehisto phantom` writes beside its images."""
+    from bonehisto.phantom import DOSING_DAYS, plan_study
+    people, jobs = plan_study(12, 2, 0, 0.5)
+    for folder in ("images", "masks"):
+        (tmp_path / "data/phantom" / folder).mkdir(parents=True)
+        for job in jobs:
+            (tmp_path / "data/phantom" / folder / f"{job['roi']}.png").touch()
+    (tmp_path / "data_manifest.yaml").write_text((REPO / "data_manifest.yaml").read_text())
+    study = load_manifest(tmp_path)
+    assert [s.model_dump(exclude={"dosing_days"}) for s in study.subjects] == people
+    assert study.labels.dosing_days == DOSING_DAYS and study.classes == DEFAULT_CLASSES
+    found = {r.id: (r.subject, r.modality, r.pixel_size_um, r.image.name, r.mask.name) for r in study.rois}
+    assert found == {j["roi"]: (j["subject"], j["modality"], j["pixel_size_um"], f"{j['roi']}.png", f"{j['roi']}.png") for j in jobs}
 
 
 def test_the_real_study_has_two_domains_and_its_test_split_is_the_published_val(shared, tmp_path):
