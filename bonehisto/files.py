@@ -86,7 +86,7 @@ def file_digest(path):
     "SHA-256 of a file's bytes, hexadecimal."
     with open(path, "rb") as f: return hashlib.file_digest(f, "sha256").hexdigest()
 
-# %% ../nbs/06_files.ipynb #412cd5c7
+# %% ../nbs/06_files.ipynb #758187fd
 class _ProgressFile:
     "A text stream for tqdm that keeps the newest line only."
     def __init__(self, path): self.path = Path(path)
@@ -105,5 +105,5 @@ def progress(
 ):
     "A tqdm bar on the terminal, or into the runner's progress file."
     path = os.environ.get("BONEHISTO_PROGRESS")
-    where = {"file": _ProgressFile(path), "ascii": True, "ncols": 80, "mininterval": 0.5} if path else {}
+    where = {"file": _ProgressFile(path), "ascii": True, "ncols": 80, "mininterval": 0.5} if path else {"disable": None}  # None: silent where nobody watches
     return tqdm(iterable, desc=desc, total=total, leave=False, **where, **kwargs)
