@@ -12,20 +12,20 @@ import pandas as pd
 from .entries import DOMAINS, SPLITS
 from .files import UserError
 
-# %% ../nbs/11_splits.ipynb #b24a07f8
+# %% ../nbs/11_splits.ipynb #c59bf618
 def subject_table(
     manifest,  # Manifest, or anything with its `subjects` and `rois`
 ):
-    "One row per subject that has an ROI: subject, group, modality (`+` between several, `open` where left to the router), rois, split as given or empty."
+    "One row per subject that has an ROI: subject, group, batch (text), modality (`+` between several, `open` where left to the router), rois, split as given or empty."
     rows = []
     for s in manifest.subjects:
         rois = [r for r in manifest.rois if r.subject == s.id]
         if not rois: continue
-        rows.append({"subject": s.id, "group": s.group, "modality": "+".join(sorted({r.modality or "open" for r in rois})),
+        rows.append({"subject": s.id, "group": s.group, "batch": str(getattr(s, "covariates", {}).get("batch", "")), "modality": "+".join(sorted({r.modality or "open" for r in rois})),
                      "rois": len(rois), "split": next((r.split for r in rois if r.split), "")})
-    return pd.DataFrame(rows, columns=["subject", "group", "modality", "rois", "split"])
+    return pd.DataFrame(rows, columns=["subject", "group", "batch", "modality", "rois", "split"])
 
-# %% ../nbs/11_splits.ipynb #c2a35bac
+# %% ../nbs/11_splits.ipynb #bbf189ba
 def _seats(n, fraction):
     "Seats for a fraction of n subjects: at least one where anything was asked for."
     return max(1, int(n * fraction + 0.5)) if fraction > 0 else 0
@@ -46,6 +46,8 @@ def _deal(table, seats, split, rng):
         best = max(sorted(free), key=lambda s: (len(lacking & parts[s]), fair[s] * wanted / total - taken[s], free[s] / fair[s], luck[s]))
         seats -= 1
         rows = [i for i, (s, g) in enumerate(zip(strata, table["split"])) if s == best and g == ""]
+        out = Counter(table.loc[table["split"].isin(["test", "val"]), "batch"])
+        rows = [i for i in rows if out[table["batch"][i]] == min(out[table["batch"][j]] for j in rows)]  # batches take turns
         table.loc[rows[rng.integers(len(rows))], "split"] = split
 
 # %% ../nbs/11_splits.ipynb #fe8e9a36
