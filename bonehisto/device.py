@@ -4,9 +4,11 @@
 __all__ = ['PACKAGES', 'torch_vision_ready', 'pick_device', 'pick_precision', 'autocast', 'cpu_count', 'set_threads',
            'seed_everything', 'package_versions', 'describe_machine']
 
-# %% ../nbs/05_device.ipynb #ff646f6d
+# %% ../nbs/05_device.ipynb #d16997f8
 import os, platform, random, sys
 from importlib import metadata
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # read when torch loads: idle threads that spin slow down everyone who shares the cores
 
 import numpy as np
 import torch

@@ -30,7 +30,12 @@ def nearest_name(
     close = get_close_matches(str(name), [str(k) for k in known], n=1, cutoff=0.6)
     return f"did you mean `{close[0]}`?" if close else "known: " + ", ".join(map(str, known))
 
-# %% ../nbs/06_files.ipynb #dcf4ea79
+# %% ../nbs/06_files.ipynb #5c5723a1
+def _umask():
+    "The permissions this process withholds from new files."
+    mask = os.umask(0); os.umask(mask)
+    return mask
+
 @contextmanager
 def atomic_path(
     path,  # final path
@@ -40,6 +45,7 @@ def atomic_path(
     tmp = path.with_name(f".{path.stem}.{os.getpid()}.tmp{path.suffix}")  # the suffix stays: writers choose a format by it
     try:
         yield tmp
+        os.chmod(tmp, 0o666 & ~_umask())  # some writers make files that only their owner may read
         os.replace(tmp, path)
     except OSError as e:
         if e.errno == 28: raise UserError(f"{path}: no space left on the disk: free some and run the same command again, what is finished is kept") from e

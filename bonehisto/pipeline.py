@@ -13,7 +13,7 @@ from .manifest import load_manifest, save_manifest
 from .provenance import PACKAGE, code_digest, data_digest, git_commit, output_sizes, outputs_stand, step_key
 from .recipe import STEPS, notebook_path, resolve_parameters, step_named
 
-# %% ../nbs/95_pipeline.ipynb #3448a964
+# %% ../nbs/95_pipeline.ipynb #f4664be2
 def execute_notebook(
     notebook,    # path of the step notebook
     output,      # where the executed page goes, also when it fails
@@ -27,7 +27,7 @@ def execute_notebook(
     config.KernelManager.transport_encryption = "auto"
     outcome = {"ok": True, "error": "", "user_error": False}
     try:
-        papermill.execute_notebook(str(notebook), str(output), parameters, kernel_name="python3", progress_bar=False, config=config)
+        papermill.execute_notebook(str(notebook), str(output), parameters, kernel_name="python3", progress_bar=False, config=config, store_widget_state=False)
     except papermill.PapermillExecutionError as e:
         outcome = {"ok": False, "error": e.evalue if e.ename == "UserError" else f"{e.ename}: {e.evalue}", "user_error": e.ename == "UserError"}
     except Exception as e:
@@ -84,7 +84,7 @@ def _source_files(manifest):
     "Every file of the study that results depend on."
     return [p for r in manifest.rois for p in (r.image, r.mask, r.polygon) if p]
 
-# %% ../nbs/95_pipeline.ipynb #e9470e92
+# %% ../nbs/95_pipeline.ipynb #7050f5b2
 def plan_run(
     run,         # run folder
     manifest,    # Manifest
@@ -96,7 +96,7 @@ def plan_run(
     package = Path(sys.modules[PACKAGE].__file__).parent
     data = data_digest(_source_files(manifest), run / "log" / "digests.json") + file_digest(run / "manifest.yaml")
     for step in STEPS:
-        keys[step.name] = step_key(parameters[step.name], code_digest(notebook_path(step), package), [keys[n] for n in step.needs], "" if step.needs else data)
+        keys[step.name] = step_key(parameters[step.name], code_digest(notebook_path(step), package, drawings=step.name == "report"), [keys[n] for n in step.needs], "" if step.needs else data)
         last = record.get(step.name, {})
         stands = last.get("state") == "done" and last.get("key") == keys[step.name] and outputs_stand(run, last.get("outputs", {}))
         plan.append((step, keys[step.name], stands))
