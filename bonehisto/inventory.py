@@ -4,7 +4,7 @@
 __all__ = ['MAX_SHOWN', 'inspect_roi', 'inventory', 'study_notes', 'summarise_rois', 'read_rois', 'note_lines',
            'require_readable', 'check_study']
 
-# %% ../nbs/13_inventory.ipynb #a8401c5e
+# %% ../nbs/13_inventory.ipynb #13a4b536
 import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from .entries import SPLITS
 from .files import UserError, progress, read_table
 from .image_formats import check_whole, image_facts
 from .images import conversion_notes, read_image, read_mask, read_polygon
@@ -83,7 +84,7 @@ def study_notes(manifest, rois):
     if n := int(lit["interval_days"].isna().sum()): notes.append(("", "labels.dosing_days", f"{n} fluorescence ROIs without dosing days: MAR and what follows from it are left out for them"))
     return notes
 
-# %% ../nbs/13_inventory.ipynb #b6a5d8df
+# %% ../nbs/13_inventory.ipynb #18fe97b5
 def summarise_rois(
     rois,  # ROI table
 ):
@@ -91,7 +92,8 @@ def summarise_rois(
     table = rois.assign(masks=rois["mask"] != "", area=rois["height"] * rois["width"] * rois["pixel_size_um"] ** 2 / 1e6, modality=rois["modality"].replace("", "open"))
     out = table.groupby(["group", "modality", "split"], as_index=False, sort=False).agg(
         subjects=("subject", "nunique"), rois=("roi", "size"), masks=("masks", "sum"), area=("area", lambda a: a.sum(skipna=False)))
-    return out.rename(columns={"area": "area (mm2)"})
+    order = lambda c: c.map({v: i for i, v in enumerate(SPLITS if c.name == "split" else dict.fromkeys(rois["group"]))}).fillna(9) if c.name != "modality" else c
+    return out.sort_values(["modality", "group", "split"], key=order, ignore_index=True).rename(columns={"area": "area (mm2)"})
 
 def read_rois(
     run,  # run folder
