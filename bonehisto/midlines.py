@@ -139,7 +139,7 @@ def across(
     seen = level > 0.2
     return np.where(seen, (a + b) / 2, np.nan), np.where(seen, b - a, np.nan)
 
-# %% ../nbs/68_midlines.ipynb #51121138
+# %% ../nbs/68_midlines.ipynb #89d49ca8
 def reach_tip(
     points,    # (n, 2), the end to lengthen is the last
     smooth,    # (H, W) float
@@ -155,7 +155,7 @@ def reach_tip(
     if size < 1: return points
     t = np.arange(0, limit_px, 0.25)
     seen = ndimage.map_coordinates(smooth, (points[-1] + along / size * t[:, None]).T, order=1, mode="nearest")
-    gone = np.flatnonzero(seen < ndimage.map_coordinates(smooth, points[start:].T, order=1).max() / 2)
+    gone = np.flatnonzero(seen < ndimage.map_coordinates(smooth, points[-4:].T, order=1).mean() / 2)  # a tip may be thinner than the line
     on = t[gone[0]] if len(gone) else 0.0
     return np.concatenate([points, [points[-1] + along / size * on]]) if on > 0.5 else points
 
