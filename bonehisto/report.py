@@ -2,9 +2,9 @@
 
 # %% auto #0
 __all__ = ['CONVENTIONS', 'SECTION', 'BANNER', 'SECTIONS', 'run_warnings', 'summary_section', 'assumptions_section',
-           'provenance_section', 'write_report']
+           'provenance_section', 'marked_words', 'write_report']
 
-# %% ../nbs/87_report.ipynb #f7b7fbbb
+# %% ../nbs/87_report.ipynb #7eccfdca
 import json, re
 from importlib.resources import files as package_files
 from pathlib import Path
@@ -12,15 +12,16 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from jinja2 import Environment
+from markupsafe import Markup, escape
 
 from .files import atomic_path
 from .look import group_order, pretty
-from .page import DASH, RunFolder, canvas, figure, keys, missing, numbered, table, text, warnings
+from .page import DASH, RunFolder, as_text, canvas, figure, keys, missing, numbered, table, text, warnings
 from .report_sections import embeddings_section, examples_section, inventory_section, pretraining_section, router_section, segmentation_section
 from .result_figures import plot_times
 from .result_sections import groups_section, judged, measures_section, one_interval, truth_section
 
-# %% ../nbs/87_report.ipynb #b31d133b
+# %% ../nbs/87_report.ipynb #314d567e
 def run_warnings(
     run,  # RunFolder
 ):
@@ -28,7 +29,7 @@ def run_warnings(
     said = [f"The step `{n}` {'failed' if s['state'] == 'failed' else 'was ' + s['state']}: {s.get('reason') or 'see its page in notebooks/'}" for n, s in run.steps.items() if s.get("state") in ("failed", "skipped", "stopped")]
     rois = run.table("rois.csv", "inventory")
     if rois is not None:
-        bare, unsized, lone = rois["mask"].fillna("").astype(str).eq(""), rois["pixel_size_um"].isna(), rois["modality"].fillna("").eq("")
+        bare, unsized, lone = as_text(rois["mask"]).eq(""), rois["pixel_size_um"].isna(), as_text(rois["modality"]).eq("")
         if bare.any(): said.append(f"{_of(bare)} have no mask: {'the heads could not be trained' if bare.all() else 'they take no part in training and scoring'}.")
         if unsized.any(): said.append(f"{_of(unsized)} have an unknown pixel size: histomorphometry is left out for them.")
         if lone.any(): said.append(f"{_of(lone)} have no stated modality: the router decided.")
@@ -43,7 +44,7 @@ def run_warnings(
 
 def _by_reason(table, column, what):
     "One sentence a reason, with the number of rows and the first names."
-    words = table[column].fillna("").astype(str); words = words[~words.isin(["", "done", "ok"])]; name = "roi" if "roi" in table else "subject"
+    words = as_text(table[column]); words = words[~words.isin(["", "done", "ok"])]; name = "roi" if "roi" in table else "subject"
     return [f"{len(g)} of {len(table)} {what}: {why} ({', '.join(table.loc[g.index, name].astype(str).head(5))}{' ...' if len(g) > 5 else ''})." for why, g in words.groupby(words, sort=False)]
 
 def _subject_warnings(run):
@@ -57,15 +58,15 @@ def _subject_warnings(run):
 
 def _of(flags): return f"{int(flags.sum())} of {len(flags)} ROIs"
 
-# %% ../nbs/87_report.ipynb #c5e4e69f
+# %% ../nbs/87_report.ipynb #ddb6135f
 def summary_section(run):
     "What was analysed in plain words, warnings, key numbers."
     rois, tiles, blocks, numbers = run.table("rois.csv", "inventory"), run.table("tiles.parquet", "tile"), [], []
     said = run_warnings(run)
     if said: blocks.append(warnings("Read first", said))
     if rois is not None:
-        by = rois["modality"].fillna("").replace("", "open").value_counts()
-        groups = sorted(set(rois["group"].dropna().astype(str)) - {""}, key=group_order)
+        by = as_text(rois["modality"]).replace("", "open").value_counts()
+        groups = sorted(set(as_text(rois["group"])) - {""}, key=group_order)
         blocks.append(text(f"{len(rois)} ROIs of {rois['subject'].nunique()} subjects were analysed ({', '.join(f'{n} {m}' for m, n in by.items())})"
                            + (f", in {len(groups)} groups ({', '.join(groups)})" if groups else "")
                            + ". An encoder was trained on their tiles without labels; a router sends each tile to the head of its domain, the head draws the tissue classes, and the histomorphometric parameters are measured on the stitched maps."))
@@ -146,10 +147,14 @@ def provenance_section(run):
     if notes is not None: blocks.append(table(notes, "Notes on the images: conversions made while reading."))
     return {"id": "provenance", "title": "Versions and times", "blocks": blocks}
 
-# %% ../nbs/87_report.ipynb #a1f70ac5
+# %% ../nbs/87_report.ipynb #b19bb7be
 BANNER = "Research use, no diagnosis."
 SECTIONS = (summary_section, inventory_section, examples_section, pretraining_section, embeddings_section, router_section, segmentation_section,
             truth_section, measures_section, groups_section, assumptions_section, provenance_section)
+
+def marked_words(text):
+    "The text, escaped, with `words in backticks` as code."
+    return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(text))))
 
 def write_report(
     run,  # run folder
@@ -158,7 +163,8 @@ def write_report(
     folder = RunFolder(run)
     sections = numbered([section(folder) for section in SECTIONS])
     name = str(folder.record.get("name") or folder.path.resolve().name)
-    template = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(package_files("bonehisto").joinpath("templates/report.html").read_text(encoding="utf-8"))
+    environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True); environment.filters["words"] = marked_words
+    template = environment.from_string(package_files("bonehisto").joinpath("templates/report.html").read_text(encoding="utf-8"))
     meta = " · ".join(x for x in (f"run {name}", f"profile {folder.record['profile']}" if folder.record.get("profile") else "", str(folder.record.get("created", "")).replace("T", " ").replace("+00:00", " UTC")) if x)
     study = folder.study.get("name")
     page = template.render(title=f"Bone histomorphometry: {study or name}", banner=BANNER, meta=meta, sections=sections, foot=f"Written by bonehisto from the files of run {name}.")

@@ -4,7 +4,7 @@
 __all__ = ['class_table', 'domain_of', 'roi_pictures', 'chosen_rois', 'inventory_section', 'examples_section',
            'pretraining_section', 'embeddings_section', 'router_section', 'segmentation_section']
 
-# %% ../nbs/86_report_sections.ipynb #07451b97
+# %% ../nbs/86_report_sections.ipynb #688c1f6f
 import numpy as np
 import pandas as pd
 
@@ -14,7 +14,7 @@ from .files import UserError
 from .images import read_image, read_mask
 from .look import group_order, pretty
 from .overlays import class_legend, show_overlay, show_prediction, show_roi, show_tiling
-from .page import RunFolder, canvas, figure, missing, table, text
+from .page import DASH, RunFolder, as_text, canvas, figure, missing, table, text
 
 # %% ../nbs/86_report_sections.ipynb #809d6bd1
 def class_table(
@@ -52,7 +52,7 @@ class _Entry:
     def __init__(self, entry): self.__dict__.update(entry)
 def _entries(classes): return [_Entry(c) for c in classes]
 
-# %% ../nbs/86_report_sections.ipynb #e82d454a
+# %% ../nbs/86_report_sections.ipynb #1938fcfa
 def chosen_rois(
     run,      # RunFolder
     rois,     # ROI table
@@ -63,16 +63,16 @@ def chosen_rois(
     here = rois[[domain_of(run, r) == domain for r in rois.itertuples()]].copy()
     here["order"] = here["split"].map({"test": 0, "val": 1}).fillna(2)
     here = here.sort_values(["order", "roi"], kind="stable")
-    first = here.groupby(here["group"].fillna(""), sort=False).head(1)
+    first = here.groupby(as_text(here["group"]), sort=False).head(1)
     picked = pd.concat([first, here.drop(first.index)]).head(most)
     return picked.loc[sorted(picked.index, key=lambda i: group_order(picked.loc[i, "group"]))]
 
-# %% ../nbs/86_report_sections.ipynb #dc6c225d
+# %% ../nbs/86_report_sections.ipynb #3e914d48
 def inventory_section(run):
     "Subjects, ROIs, sizes, pixel sizes and splits."
     rois, blocks = run.table("rois.csv", "inventory"), []
     if rois is None: return {"id": "data", "title": "Data", "blocks": [missing(run.why["rois.csv"])]}
-    r = rois.assign(modality=rois["modality"].fillna("").replace("", "open"), group=rois["group"].fillna("").replace("", "–"), mask=rois["mask"].fillna("").astype(str) != "", area=rois["height"] * rois["width"] / 1e6)
+    r = rois.assign(modality=as_text(rois["modality"]).replace("", "open"), group=as_text(rois["group"]).replace("", "–"), mask=as_text(rois["mask"]) != "", area=rois["height"] * rois["width"] / 1e6)
     g = r.groupby(["modality", "group"], sort=False)
     count = g.agg(subjects=("subject", "nunique"), rois=("roi", "size"), masks=("mask", "sum"), area=("area", "sum")).reset_index()
     sizes = g.apply(lambda t: pd.Series({"size": _span(t["width"]) + " × " + _span(t["height"]), "pixel": _span(t["pixel_size_um"])}), include_groups=False).reset_index()
@@ -134,13 +134,13 @@ def _tiling_figure(run, row, tiles):
     fig, axes = canvas(3.6, 1, 1, width=4.6); show_tiling(p["image"], here, axes[0, 0], title=str(r.roi))
     return figure(fig, f"How an ROI is tiled: quadrants (white) and one centre crop (dashed) to every region of 448 × 448 px; grey is reflected padding. {len(tiles)} tiles in all, {int(tiles['blank'].sum()) if 'blank' in tiles else 0} of them blank.", run.path / "figures/tiling.png", photo=True)
 
-# %% ../nbs/86_report_sections.ipynb #0f5fe41e
+# %% ../nbs/86_report_sections.ipynb #6ef8e980
 def pretraining_section(run):
     "Curves of every monitored quantity."
     log = run.table("pretrain_log.csv", "pretrain")
     if log is None: return {"id": "pretraining", "title": "Pretraining", "blocks": [missing(run.why["pretrain_log.csv"])]}
     rows = int(np.ceil(len(monitored(log)) / 4)); fig, axes = canvas(2.05 * rows, rows, 4); plot_pretraining(log, axes)
-    last = log.iloc[-max(1, len(log) // 10):].mean(numeric_only=True); said = [f"{pretty(c)} {last[c]:.3g}" for c in monitored(log) if c not in ("learning_rate", "images_per_s", "grad_norm")]
+    last = log.iloc[-max(1, len(log) // 10):].mean(numeric_only=True); said = [f"{pretty(c).replace('eff.', 'effective')} {last[c]:.3g}" for c in monitored(log) if c not in ("learning_rate", "images_per_s", "grad_norm")]
     return {"id": "pretraining", "title": "Pretraining", "blocks": [
         text(f"The encoder was trained without labels (LeJEPA) for {len(log)} steps. Means over the last tenth: {', '.join(said)}. SIGReg is divided by 1.0525, its value for an ideal Gaussian; an effective rank that falls towards 1 would mean collapse."),
         figure(fig, "Every monitored quantity of pretraining. Pale: single steps; dark: running median. Dashed: the ideal of SIGReg.", run.path / "figures/pretraining.png")]}
@@ -182,7 +182,7 @@ def router_section(run):
         blocks.append(figure(fig, "Hard cases: plain tiles made grey, padded, saturated, blank, noisy or blurred, and tiles of a third domain. Right or abstained is safe, sent wrong is not.", run.path / "figures/hard_cases.png"))
     return {"id": "router", "title": "Router", "blocks": blocks}
 
-# %% ../nbs/86_report_sections.ipynb #7b2b6710
+# %% ../nbs/86_report_sections.ipynb #1d25f40c
 def segmentation_section(run):
     "Training curves and scores of the heads, and how each ROI was put together."
     blocks = []
@@ -205,7 +205,8 @@ def _score_blocks(run, s):
     fig, axes = canvas(.34 * rows + 1.1, 1, len(parts), width=min(9.2, 4.7 * len(parts)))
     for ax, (domain, part) in zip(axes.flat, parts): plot_scores(part, ax); ax.set_title(pretty(domain), fontsize=10, loc="left", fontweight="bold")
     words = s.assign(value=[f"{m:.3f} ({lo:.2f}–{hi:.2f})" if np.isfinite(lo) else f"{m:.3f}" for m, lo, hi in zip(s["mean"], s["low"], s["high"])])
-    wide = words.pivot_table(index=["domain", "class"], columns="score", values="value", aggfunc="first", sort=False).reset_index()
+    wide = words.pivot_table(index=["domain", "class"], columns="score", values="value", aggfunc="first", sort=False)
+    wide = wide.reindex(pd.MultiIndex.from_frame(s[["domain", "class"]].drop_duplicates())).fillna(DASH).reset_index()
     if "subjects" in s: wide = wide.merge(s.groupby(["domain", "class"])["subjects"].max().reset_index())
     return [figure(fig, "Dice and IoU per class: pixels pooled per subject, mean over test subjects, line for the 95 % interval over subjects.", run.path / "figures/scores.png"),
             table(wide, "All scores on test subjects, mean (95 % interval over subjects). A class counts as present in a tile from the least share given under Assumptions; objects are connected pieces matched at IoU 0.5.")]

@@ -10,7 +10,7 @@ import seaborn as sns
 
 from .look import CYCLE, INK, PALE, colours, dress, group_order, legend, pretty, say
 
-# %% ../nbs/83_result_figures.ipynb #9afb8258
+# %% ../nbs/83_result_figures.ipynb #866a329f
 def plot_truth(
     table,  # rows: parameter, measured, true; `source` (what was measured) colours the points where there are several
     axes,   # array of Axes, one a parameter; those left over are hidden
@@ -24,15 +24,15 @@ def plot_truth(
         if t.empty: say(ax, f"{pretty(name)}: undefined in every pair"); continue
         for source, part in (t.groupby("source", sort=False) if hue else [(None, t)]):
             error = 100 * (part["measured"] / part["true"] - 1).abs().replace(np.inf, np.nan)
-            words = f"median {error.median():.1f} %, worst {error.max():.1f} %" if error.notna().any() else "true value is zero"
-            ax.scatter(part["true"], part["measured"], s=18, alpha=.75, linewidth=0, color=table_of.get(source, CYCLE[0]), label=(f"{source}: " if source else "") + words)
+            words = f"{error.median():.1f} %, worst {error.max():.1f} %" if error.notna().any() else "true value is zero"
+            ax.scatter(part["true"], part["measured"], s=18, alpha=.75, linewidth=0, color=table_of.get(source, CYCLE[0]), label=(str(source).split()[0] if source else "median") + " " + words)
         low, high = t[["measured", "true"]].min().min(), t[["measured", "true"]].max().max(); pad = .08 * (high - low or abs(high) or 1)
         ax.plot([low - pad, high + pad], [low - pad, high + pad], color=PALE, linewidth=.8, zorder=0)
         ax.set(xlim=(low - pad, high + pad), ylim=(low - pad, high + (2 + 1.6 * max(1, len(table_of))) * pad)); ax.locator_params(nbins=4)
         dress(ax, pretty(name), "true", "measured", grid="both"); legend(ax, loc="upper left", fontsize=7.5, handletextpad=.1)
     return axes
 
-# %% ../nbs/83_result_figures.ipynb #114af558
+# %% ../nbs/83_result_figures.ipynb #a2f2134b
 REFERENCE = {"BV/TV (%)": (15, 25), "Tb.Th (um)": (110, 160), "Tb.N (1/mm)": (1.2, 1.8), "Tb.Sp (um)": (450, 750), "OV/BV (%)": (.5, 4), "OS/BS (%)": (5, 20), "O.Th (um)": (6, 12),
              "MAR (um/d)": (.45, .70), "MS/BS (%)": (4, 15), "BFR/BS (um3/um2/yr)": (10, 40), "Omt (d)": (10, 25), "Mlt (d)": (15, 40)}
 
@@ -44,7 +44,7 @@ def plot_groups(
     reference=REFERENCE,
 ):
     "The Axes with one parameter by group: subjects as points, mean and interval of the summary, default reference range as a band."
-    t = subjects.assign(group=subjects["group"].fillna("").astype(str).replace("", "no group")).dropna(subset=[parameter])
+    t = subjects.assign(group=subjects["group"].astype(object).where(subjects["group"].notna(), "").astype(str).replace("", "no group")).dropna(subset=[parameter])
     if t.empty: return say(ax, f"{pretty(parameter)}: undefined in every subject")
     order = sorted(t["group"].unique(), key=group_order)
     if parameter in (reference or {}): ax.axhspan(*reference[parameter], color="#EFEFEF", zorder=0, linewidth=0)

@@ -4,14 +4,14 @@
 __all__ = ['TABLES', 'BASIS', 'judged', 'truth_section', 'undefined_reasons', 'measures_section', 'one_interval',
            'groups_section', 'group_table']
 
-# %% ../nbs/86_result_sections.ipynb #42c93f69
+# %% ../nbs/86_result_sections.ipynb #5ecebe1d
 import json
 
 import numpy as np
 import pandas as pd
 
 from .look import group_order, pretty
-from .page import DASH, canvas, decimals, figure, missing, number, table, text
+from .page import DASH, as_text, canvas, decimals, figure, missing, number, table, text
 from .result_figures import REFERENCE, plot_distances, plot_groups, plot_truth
 
 # %% ../nbs/86_result_sections.ipynb #254fba7f
@@ -26,7 +26,7 @@ def judged(
     seen = t["source"].astype(str).str.startswith("predicted") & (t["split"] != "test")
     return t[~seen]
 
-# %% ../nbs/86_result_sections.ipynb #c1e5cb07
+# %% ../nbs/86_result_sections.ipynb #e5f09b2e
 def truth_section(run):
     "Scatter with identity line per parameter, and the errors as a table."
     t, made = judged(run), {"id": "truth", "title": "Measured against true parameters", "blocks": []}
@@ -37,7 +37,7 @@ def truth_section(run):
     some = t[t["parameter"].isin(first)].sort_values("parameter", key=lambda c: c.map(first.index), kind="stable")
     rows = int(np.ceil(len(first) / 3)); fig, axes = canvas(2.75 * rows, rows, 3); plot_truth(some, axes)
     made["blocks"] = [text("The true parameters of this study are known. Every point is a subject; the line is identity. Predicted maps are shown for test subjects only, given masks for all."),
-                      figure(fig, "Measured against true, with the median and the worst absolute error.", run.path / "figures/truth.png")]
+                      figure(fig, "Measured against true; the legends give the median and the worst absolute error of each source.", run.path / "figures/truth.png")]
     summary = run.table("truth_summary.csv", "summarise")
     if summary is not None: made["blocks"].append(table(summary.assign(parameter=summary["parameter"].map(pretty)), "Errors against truth as the step `summarise` computed them: median and worst absolute relative error, bias, and worst difference in the parameter's own unit. Below 0.3 percentage points an error of MS/BS, OS/BS or OV/BV counts as none."))
     return made
@@ -61,7 +61,7 @@ def undefined_reasons(
         if isinstance(found, dict): out |= {(i, str(k)): str(v) for k, v in found.items()}
     return out
 
-# %% ../nbs/86_result_sections.ipynb #ae773bf3
+# %% ../nbs/86_result_sections.ipynb #aded7eda
 def measures_section(run):
     "Parameters per subject in ASBMR names with units, primary measurements beside the ratios."
     s, made = run.table("subject_parameters.csv", "summarise"), {"id": "histomorphometry", "title": "Histomorphometry per subject", "blocks": []}
@@ -89,7 +89,7 @@ def measures_section(run):
 def _named_groups(stretches):
     "Label stretches with every group named; without the column where there are no groups."
     if "group" not in stretches: return stretches
-    group = stretches["group"].fillna("").astype(str)
+    group = as_text(stretches["group"])
     return stretches.assign(group=group.replace("", "no group")) if group.any() else stretches.drop(columns="group")
 
 def one_interval(run):
@@ -97,13 +97,13 @@ def one_interval(run):
     rois = run.table("rois.csv", "inventory"); v = rois["interval_days"].dropna().unique() if rois is not None and "interval_days" in rois else []
     return float(v[0]) if len(v) == 1 else None
 
-# %% ../nbs/86_result_sections.ipynb #cc7ae16c
+# %% ../nbs/86_result_sections.ipynb #fa4628a7
 def groups_section(run):
     "One panel a parameter, and the summary table."
     s, summary = run.table("subject_parameters.csv", "summarise"), run.table("group_summary.csv", "summarise")
     made = {"id": "groups", "title": "Groups", "blocks": []}; blocks = made["blocks"]
     if s is None: blocks.append(missing(run.why["subject_parameters.csv"])); return made
-    if "group" not in s or not s["group"].fillna("").astype(str).any(): blocks.append(missing("The manifest gives no groups: subjects are not compared.")); return made
+    if "group" not in s or not as_text(s["group"]).any(): blocks.append(missing("The manifest gives no groups: subjects are not compared.")); return made
     have = [p for p in REFERENCE if p in s and s[p].notna().any()]
     if not have: blocks.append(missing("No parameter is defined in any subject: there is nothing to compare.")); return made
     rows = int(np.ceil(len(have) / 4)); fig, axes = canvas(2.35 * rows, rows, 4)

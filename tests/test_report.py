@@ -1,0 +1,149 @@
+"""The report is whole, stands alone, escapes what it quotes, and survives every missing or damaged file."""
+import re
+from html.parser import HTMLParser
+
+import numpy as np
+import pandas as pd
+import pytest
+from synthetic_run import make_run
+
+from bonehisto import page as page_parts
+from bonehisto.files import read_json, read_table, write_json, write_table
+from bonehisto.page import RunFolder
+from bonehisto.overlays import overlay
+from bonehisto.report import SECTIONS, run_warnings, write_report
+from bonehisto.report_sections import roi_pictures
+from bonehisto.result_sections import measures_section
+
+
+@pytest.fixture(scope="module", autouse=True)
+def coarse():
+    "Figures at few dots: these tests are about the page, not about ink."
+    with pytest.MonkeyPatch.context() as patch: patch.setattr(page_parts, "DPI", 40); yield
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    folder = make_run(tmp_path_factory.mktemp("runs") / "synthetic", size=160, per_group=4, steps=40)
+    write_report(folder)
+    return folder
+
+
+class Page(HTMLParser):
+    "Balance of tags, addresses, text."
+    def __init__(self):
+        super().__init__(); self.open, self.addresses, self.ids, self.tags = [], [], set(), []
+    def handle_starttag(self, tag, attrs):
+        attrs = dict(attrs); self.tags.append(tag); self.addresses += [attrs[k] for k in ("src", "href") if k in attrs]
+        if "id" in attrs: self.ids.add(attrs["id"])
+        if tag not in ("meta", "img", "br", "link", "input"): self.open.append(tag)
+    def handle_endtag(self, tag): assert self.open.pop() == tag
+
+
+def parse(folder):
+    page = Page(); page.feed((folder / "report.html").read_text(encoding="utf-8")); return page
+
+
+def test_a_full_run_misses_nothing(run):
+    page = (run / "report.html").read_text(encoding="utf-8")
+    assert 'class="missing"' not in page and page.count("<section") == len(SECTIONS)
+
+
+def test_the_page_asks_nothing_of_the_network_and_runs_no_script(run):
+    page = parse(run)
+    assert page.open == [] and not {"script", "link", "iframe"} & set(page.tags)
+    assert all(a.startswith(("data:image/", "#")) for a in page.addresses)
+    assert "url(" not in (run / "report.html").read_text(encoding="utf-8")
+
+
+def test_every_entry_of_the_contents_leads_to_a_section(run):
+    page = parse(run)
+    assert {a[1:] for a in page.addresses if a.startswith("#")} <= page.ids
+
+
+def test_it_says_what_it_is_not_for_and_stays_small(run):
+    assert "Research use, no diagnosis." in (run / "report.html").read_text(encoding="utf-8")
+    assert (run / "report.html").stat().st_size < 15e6
+
+
+def test_figures_lie_beside_the_page_too(run):
+    assert {"pretraining.png", "umap.png", "router_confusion.png", "scores.png", "groups.png", "truth.png"} <= {p.name for p in (run / "figures").iterdir()}
+
+
+def test_an_undefined_number_is_a_dash_with_its_reason(run):
+    blocks = [b for b in measures_section(RunFolder(run))["blocks"] if b["kind"] == "table" and any(c["name"] == "MAR" for c in b["columns"])]
+    column = [c["name"] for c in blocks[0]["columns"]].index("MAR")
+    cell = next(r[column] for r in blocks[0]["rows"] if r[0]["text"] == "low-02")
+    assert cell["text"] == "–" and cell["title"] == blocks[0]["reasons"][0] == "only single labels were seen"
+
+
+def test_every_ratio_stands_beside_tissue_area_and_bone_perimeter(run):
+    tables = [b for b in measures_section(RunFolder(run))["blocks"] if b["kind"] == "table"]
+    assert all({"T.Ar", "B.Pm"} <= {c["name"] for c in b["columns"]} for b in tables)
+
+
+@pytest.fixture
+def bare(tmp_path):
+    "A run folder that may be harmed: tables of a small run, no figures drawn yet."
+    return make_run(tmp_path / "run", size=64, per_group=1, steps=10)
+
+
+def test_each_missing_table_leaves_a_sentence_and_no_crash(bare):
+    names = sorted(p.name for p in (bare / "tables").iterdir())
+    for name in names: (bare / "tables" / name).rename(bare / name)
+    page = write_report(bare).read_text(encoding="utf-8")
+    for name in ("rois.csv", "pretrain_log.csv", "embeddings.parquet", "router_scores.csv", "router_confusion.csv", "hard_cases.csv", "heads_log.csv", "head_scores.csv", "roi_segmentation.csv", "truth_comparison.csv", "subject_parameters.csv"):
+        assert f"There is no {name}: the step <code>" in page, name
+
+
+def test_damaged_and_empty_files_are_named_and_the_rest_goes_on(bare):
+    (bare / "tables/embeddings.parquet").write_bytes(b"PAR1 cut off")
+    (bare / "tables/pretrain_log.csv").write_text("")
+    write_table(bare / "tables/hard_cases.csv", pd.DataFrame(columns=["case", "right", "abstained", "wrong"]))
+    (bare / "manifest.yaml").write_text("rois: [")
+    (bare / "run.json").write_text("{")
+    page = write_report(bare).read_text(encoding="utf-8")
+    assert "embeddings.parquet could not be read" in page and "pretrain_log.csv could not be read" in page and "hard_cases.csv is empty" in page
+    assert "not valid JSON" in page and "Router" in page
+
+
+def test_images_that_have_moved_are_said_to_be_gone(bare):
+    for p in (bare / "images").iterdir(): p.unlink()
+    assert "no longer where the manifest says" in write_report(bare).read_text(encoding="utf-8")
+
+
+def test_what_comes_from_files_is_never_read_as_html(bare):
+    evil = "<script>alert(1)</script>"
+    rois = read_table(bare / "tables/rois.csv"); rois.loc[0, "subject"] = evil; write_table(bare / "tables/rois.csv", rois)
+    write_json(bare / "run.json", read_json(bare / "run.json") | {"name": evil, "commit": evil, "steps": {evil: {"state": "failed", "reason": evil, "seconds": 1.0}}})
+    page = write_report(bare).read_text(encoding="utf-8")
+    assert "<script" not in page and page.count("&lt;script&gt;") >= 4
+
+
+def test_a_study_without_masks_sizes_or_groups_is_reported_with_warnings_first(bare):
+    rois = read_table(bare / "tables/rois.csv").assign(mask=np.nan, pixel_size_um=np.nan, group=np.nan)
+    write_table(bare / "tables/rois.csv", rois)
+    write_table(bare / "tables/subject_parameters.csv", pd.DataFrame({"subject": ["a"], "group": [np.nan], "not measured": ["its pixel size is unknown"]}))
+    said = " ".join(run_warnings(RunFolder(bare)))
+    assert "6 of 6 ROIs have no mask" in said and "6 of 6 ROIs have an unknown pixel size" in said and "1 of 1 subjects were not measured: its pixel size is unknown" in said
+    page = write_report(bare).read_text(encoding="utf-8")
+    assert page.index("Read first") < page.index("were analysed") and "The manifest gives no groups" in page
+
+
+def test_steps_that_failed_or_were_skipped_are_told_with_their_reason(bare):
+    record = read_json(bare / "run.json"); record["steps"] |= {"heads": {"state": "failed", "reason": "no masks"}, "segment": {"state": "skipped", "reason": "needs heads"}}
+    write_json(bare / "run.json", record); (bare / "tables/head_scores.csv").unlink()
+    page = write_report(bare).read_text(encoding="utf-8")
+    assert "failed: no masks" in page and "skipped: needs heads" in page and re.search("There is no head_scores.csv.*was skipped in this run", page)
+
+
+def test_classes_of_ones_own_are_drawn_in_their_colours(bare):
+    (bare / "manifest.yaml").write_text("classes:\n  brightfield:\n  - {id: 0, name: background, colour: '#000000'}\n  - {id: 1, name: nucleus, colour: '#ff0000'}\n  - {id: 2, name: rim, colour: '#00ff00'}\n")
+    run = RunFolder(bare); roi = next(r for r in run.table("rois.csv", "inventory").itertuples() if r.modality == "brightfield")
+    pictures = roi_pictures(run, roi)
+    drawn = overlay(pictures["image"], pictures["true"], pictures["classes"], fill=1.0)
+    assert (drawn[pictures["true"] == 1] == (255, 0, 0)).all() and (drawn[pictures["true"] == 2] == (0, 255, 0)).all()
+
+
+def test_the_same_run_gives_the_same_page(run):
+    assert (run / "report.html").read_bytes() == write_report(run).read_bytes()
