@@ -95,7 +95,7 @@ class Labels(Entry):
     "The fluorescent labels all subjects were given."
     dosing_days: DosingDays = Field(description=_DAYS)
 
-# %% ../nbs/09_entries.ipynb #22d2cabb
+# %% ../nbs/09_entries.ipynb #5c60f03e
 PIXEL_RANGE_UM = (0.01, 20)  # beyond light microscopy on either side
 
 def _pixel_size(value):
@@ -130,6 +130,7 @@ class Study(Entry):
     masks: Literal["classes", "instances"] = Field("classes", description="give classes or instances")
     labels: Optional[Labels] = Field(None, description="give `dosing_days:` below it")
     classes: dict[Domain, ClassTable] = Field({}, description="give a list of classes under brightfield or fluorescence")
+    truth: Optional[Path] = Field(None, description="give a table with a column `subject` and true parameters, e.g. truth_subjects.csv, or leave it out")
     origin: Optional[Path] = Field(None, description="leave it out: it is written into copies")
 
 # %% ../nbs/09_entries.ipynb #0ae99e08

@@ -67,7 +67,7 @@ def cross_check(
                             f"({first[r.subject].place.rstrip(': ')}): a subject belongs to one split")
     return problems
 
-# %% ../nbs/10_manifest.ipynb #bf016823
+# %% ../nbs/10_manifest.ipynb #8a12a866
 def _check_files(study, rois, data_root, problems):
     "Resolves every path against the data folder and appends a problem for each file that is missing."
     for roi in rois:
@@ -77,6 +77,9 @@ def _check_files(study, rois, data_root, problems):
             if not path.is_file():
                 shown = path.relative_to(data_root) if path.is_relative_to(data_root) else path
                 problems.append(f"{field_place(roi.place, field)} is {shown}: no such file: correct the path (relative to {data_root})")
+    if study.truth:
+        study.truth = (data_root/str(study.truth).replace("\\", "/")).absolute()
+        if not study.truth.is_file(): problems.append(f"truth is {study.truth.name}: no such file: correct the path (relative to {data_root}), or leave it out")
     if study.masks == "instances":
         for domain in sorted({r.modality for r in rois if r.modality and r.mask}):
             n = len(study.classes.get(domain, DEFAULT_CLASSES[domain]))

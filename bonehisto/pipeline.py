@@ -84,7 +84,7 @@ def _source_files(manifest):
     "Every file of the study that results depend on."
     return [p for r in manifest.rois for p in (r.image, r.mask, r.polygon) if p]
 
-# %% ../nbs/95_pipeline.ipynb #7050f5b2
+# %% ../nbs/95_pipeline.ipynb #537f9ffc
 def plan_run(
     run,         # run folder
     manifest,    # Manifest
@@ -94,9 +94,10 @@ def plan_run(
     run = Path(run)
     record, keys, plan = read_record(run)["steps"], {}, []
     package = Path(sys.modules[PACKAGE].__file__).parent
-    data = data_digest(_source_files(manifest), run / "log" / "digests.json") + file_digest(run / "manifest.yaml")
+    data = {"inventory": data_digest(_source_files(manifest), run / "log" / "digests.json") + file_digest(run / "manifest.yaml"),
+            "summarise": data_digest([manifest.truth], run / "log" / "truth_digest.json") if manifest.truth else ""}
     for step in STEPS:
-        keys[step.name] = step_key(parameters[step.name], code_digest(notebook_path(step), package, drawings=step.name == "report"), [keys[n] for n in step.needs], "" if step.needs else data)
+        keys[step.name] = step_key(parameters[step.name], code_digest(notebook_path(step), package, drawings=step.name == "report"), [keys[n] for n in step.needs], data.get(step.name, ""))
         last = record.get(step.name, {})
         stands = last.get("state") == "done" and last.get("key") == keys[step.name] and outputs_stand(run, last.get("outputs", {}))
         plan.append((step, keys[step.name], stands))

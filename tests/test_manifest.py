@@ -198,6 +198,7 @@ def test_the_example_manifest_describes_the_study_that_is_drawn_by_default(tmp_p
         (tmp_path / "data/phantom" / folder).mkdir(parents=True)
         for job in jobs:
             (tmp_path / "data/phantom" / folder / f"{job['roi']}.png").touch()
+    (tmp_path / "data/phantom/truth_subjects.csv").touch()
     (tmp_path / "data_manifest.yaml").write_text((REPO / "data_manifest.yaml").read_text())
     study = load_manifest(tmp_path)
     assert [s.model_dump(exclude={"dosing_days"}) for s in study.subjects] == people
