@@ -21,7 +21,7 @@ from .report_sections import embeddings_section, examples_section, inventory_sec
 from .result_figures import plot_times
 from .result_sections import groups_section, judged, measures_section, one_interval, truth_section
 
-# %% ../nbs/87_report.ipynb #314d567e
+# %% ../nbs/87_report.ipynb #335cd197
 def run_warnings(
     run,  # RunFolder
 ):
@@ -34,9 +34,10 @@ def run_warnings(
         if unsized.any(): said.append(f"{_of(unsized)} have an unknown pixel size: histomorphometry is left out for them.")
         if lone.any(): said.append(f"{_of(lone)} have no stated modality: the router decided.")
     s = run.table("roi_segmentation.csv", "segment")
-    if s is not None:
-        for column in ("not segmented", "reason", "state"):
-            if column in s: said += _by_reason(s, column, "ROIs were not segmented as a whole")
+    if s is not None and {"state", "note"} <= set(s):
+        left = s["state"] != "segmented"; why = as_text(s["note"]).where(as_text(s["note"]) != "", s["state"].map({"abstained": "the router abstained from every tile"}).fillna(s["state"]))
+        said += _by_reason(s.assign(why=why.where(left, "")), "why", "ROIs have no class map") + _by_reason(s.assign(why=why.where(~left & (as_text(s["note"]) != ""), "")), "why", "ROIs need a look")
+        if s["abstained"].sum(): said.append(f"The router abstained from {int(s['abstained'].sum())} of {int(s['tiles'].sum())} tiles, in {int((s['abstained'] > 0).sum())} of {len(s)} ROIs; they are listed under Segmentation.")
     for name, step, what in (("roi_parameters.csv", "measure", "ROIs were not measured"), ("subject_parameters.csv", "summarise", "subjects were not measured")):
         t = run.table(name, step)
         if t is not None and "not measured" in t: said += _by_reason(t, "not measured", what)
@@ -44,8 +45,9 @@ def run_warnings(
 
 def _by_reason(table, column, what):
     "One sentence a reason, with the number of rows and the first names."
-    words = as_text(table[column]); words = words[~words.isin(["", "done", "ok"])]; name = "roi" if "roi" in table else "subject"
-    return [f"{len(g)} of {len(table)} {what}: {why} ({', '.join(table.loc[g.index, name].astype(str).head(5))}{' ...' if len(g) > 5 else ''})." for why, g in words.groupby(words, sort=False)]
+    words = as_text(table[column]); words = words[words != ""]; name = "roi" if "roi" in table else "subject"
+    told = [f"{len(g)} of {len(table)} {what}: {why} ({', '.join(table.loc[g.index, name].astype(str).head(5))}{' ...' if len(g) > 5 else ''})." for why, g in words.groupby(words, sort=False)]
+    return told[:5] + ([f"{len(told) - 5} more reasons: see the tables."] if len(told) > 5 else [])
 
 def _subject_warnings(run):
     "The warnings that measuring gave, one sentence a kind, with the number of subjects."

@@ -32,7 +32,7 @@ def plot_truth(
         dress(ax, pretty(name), "true", "measured", grid="both"); legend(ax, loc="upper left", fontsize=7.5, handletextpad=.1)
     return axes
 
-# %% ../nbs/83_result_figures.ipynb #a2f2134b
+# %% ../nbs/83_result_figures.ipynb #e7ef0a40
 REFERENCE = {"BV/TV (%)": (15, 25), "Tb.Th (um)": (110, 160), "Tb.N (1/mm)": (1.2, 1.8), "Tb.Sp (um)": (450, 750), "OV/BV (%)": (.5, 4), "OS/BS (%)": (5, 20), "O.Th (um)": (6, 12),
              "MAR (um/d)": (.45, .70), "MS/BS (%)": (4, 15), "BFR/BS (um3/um2/yr)": (10, 40), "Omt (d)": (10, 25), "Mlt (d)": (15, 40)}
 
@@ -48,7 +48,9 @@ def plot_groups(
     if t.empty: return say(ax, f"{pretty(parameter)}: undefined in every subject")
     order = sorted(t["group"].unique(), key=group_order)
     if parameter in (reference or {}): ax.axhspan(*reference[parameter], color="#EFEFEF", zorder=0, linewidth=0)
+    state = np.random.get_state(); np.random.seed(0)  # seaborn jitters with the global generator: the same table gives the same picture, and nothing else is disturbed
     sns.stripplot(t, x="group", y=parameter, order=order, hue="group", hue_order=order, palette=colours(order), ax=ax, size=4.5, alpha=.8, jitter=.14, legend=False)
+    np.random.set_state(state)
     if summary is not None:
         s = summary[summary["parameter"] == parameter].set_index("group")
         for i, g in enumerate(order):

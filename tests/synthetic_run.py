@@ -34,7 +34,7 @@ def make_run(folder, size=320, per_group=4, steps=200, seed=0):
                 Image.fromarray(mask).save(folder / "images" / f"{roi}_mask.png")
                 rois.append({"roi": roi, "subject": subject, "group": group, "modality": domain, "split": split, "image": str(folder / "images" / f"{roi}.png"), "mask": str(folder / "images" / f"{roi}_mask.png"),
                              "polygon": "", "pixel_size_um": .5, "height": size, "width": size, "interval_days": 15.0})
-                segmented.append({"roi": roi, "domain": domain, "tiles": 20, "abstained": 0.0, "confidence": rng.uniform(.9, .99)})
+                segmented.append({"roi": roi, "domain": domain, "state": "segmented", "tiles": 20, "blank": 0, "abstained": 0, "elsewhere": 0, "confidence": rng.uniform(.9, .99), "note": ""})
                 if domain == "fluorescence": stretches += [{"roi": roi, "subject": subject, "group": group, "split": split, "kind": rng.choice(["double", "single"]), "length_um": rng.uniform(40, 300), "distance_um": mar * 15 * rng.normal(1, .1), "area_um2": 900.0} for _ in range(12)]
             row = {"subject": subject, "group": group, "split": split, "not measured": "", "structure from": "brightfield", "brightfield ROIs": 1, "fluorescence ROIs": 1, "interval (d)": 15.0, "section": "none", "section factor": 1.0,
                    "T.Ar (mm2)": .26, "B.Ar (mm2)": .26 * bvtv / 100, "B.Pm (mm)": rng.uniform(1, 3), "O.Pm (mm)": rng.uniform(.1, .9), "BV/TV (%)": bvtv * rng.normal(1, .1), "O.Th (um)": rng.uniform(6, 14), "OS/BS (%)": rng.uniform(5, 35),

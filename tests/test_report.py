@@ -130,6 +130,14 @@ def test_a_study_without_masks_sizes_or_groups_is_reported_with_warnings_first(b
     assert page.index("Read first") < page.index("were analysed") and "The manifest gives no groups" in page
 
 
+def test_rois_without_a_map_are_counted_by_reason_and_abstained_tiles_told(bare):
+    s = read_table(bare / "tables/roi_segmentation.csv", keep_default_na=False)
+    s.loc[:1, ["state", "abstained"]] = ["abstained", 20]; s.loc[2, "note"] = "stated brightfield, but 9 of 20 accepted tiles look like fluorescence"
+    write_table(bare / "tables/roi_segmentation.csv", s)
+    said = " ".join(run_warnings(RunFolder(bare)))
+    assert "2 of 6 ROIs have no class map: the router abstained from every tile" in said and "1 of 6 ROIs need a look: stated brightfield" in said and "abstained from 40 of 120 tiles, in 2 of 6 ROIs" in said
+
+
 def test_steps_that_failed_or_were_skipped_are_told_with_their_reason(bare):
     record = read_json(bare / "run.json"); record["steps"] |= {"heads": {"state": "failed", "reason": "no masks"}, "segment": {"state": "skipped", "reason": "needs heads"}}
     write_json(bare / "run.json", record); (bare / "tables/head_scores.csv").unlink()
