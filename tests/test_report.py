@@ -5,6 +5,8 @@ from html.parser import HTMLParser
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.figure import Figure
+from PIL import Image
 from synthetic_run import make_run
 
 from bonehisto import page as page_parts
@@ -83,8 +85,9 @@ def test_every_ratio_stands_beside_tissue_area_and_bone_perimeter(run):
 
 
 @pytest.fixture
-def bare(tmp_path):
-    "A run folder that may be harmed: tables of a small run, no figures drawn yet."
+def bare(tmp_path, monkeypatch):
+    "A run folder that may be harmed; its figures are made but not rendered."
+    monkeypatch.setattr(Figure, "savefig", lambda self, file, **_: Image.new("RGB", (4, 4)).save(file, "PNG"))
     return make_run(tmp_path / "run", size=64, per_group=1, steps=10)
 
 
