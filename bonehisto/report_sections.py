@@ -4,12 +4,12 @@
 __all__ = ['class_table', 'domain_of', 'roi_pictures', 'chosen_rois', 'inventory_section', 'examples_section',
            'pretraining_section', 'embeddings_section', 'router_section', 'segmentation_section']
 
-# %% ../nbs/86_report_sections.ipynb #688c1f6f
+# %% ../nbs/86_report_sections.ipynb #27de6f98
 import numpy as np
 import pandas as pd
 
 from .entries import DEFAULT_CLASSES
-from .figures import monitored, plot_confusion, plot_hard_cases, plot_heads, plot_pretraining, plot_scores, plot_umap
+from .figures import monitored, plot_confusion, plot_hard_cases, plot_heads, plot_pretraining, plot_scores, plot_umap, show_tiles
 from .files import UserError
 from .images import read_image, read_mask
 from .look import group_order, pretty
@@ -91,7 +91,7 @@ def _span(values):
     v = values.dropna().unique()
     return "unknown" if len(v) == 0 else f"{v[0]:g}" if len(v) == 1 else f"{v.min():g}–{v.max():g}"
 
-# %% ../nbs/86_report_sections.ipynb #b1863fcc
+# %% ../nbs/86_report_sections.ipynb #a8ef320d
 def examples_section(run):
     "ROIs of each domain as they are and with their classes; how one is tiled; truth beside prediction."
     rois, blocks = run.table("rois.csv", "inventory"), []
@@ -129,10 +129,17 @@ def _prediction_figure(run, domain, rows):
     return [figure(fig, f"{pretty(domain).capitalize()}: image, true mask, predicted classes, and the calibrated probability of the predicted class (confidence).", run.path / f"figures/prediction_{domain}.png", photo=True)]
 
 def _tiling_figure(run, row, tiles):
-    "An ROI under its tiles."
+    "An ROI under its tiles, and beside it the five tiles of the region that holds most tissue."
     (r, p) = row; here = tiles[tiles["roi"].astype(str) == str(r.roi)]
-    fig, axes = canvas(3.6, 1, 1, width=4.6); show_tiling(p["image"], here, axes[0, 0], title=str(r.roi))
-    return figure(fig, f"How an ROI is tiled: quadrants (white) and one centre crop (dashed) to every region of 448 × 448 px; grey is reflected padding. {len(tiles)} tiles in all, {int(tiles['blank'].sum()) if 'blank' in tiles else 0} of them blank.", run.path / "figures/tiling.png", photo=True)
+    fig, axes = canvas(3.4, 1, 2, width=7.8, width_ratios=(1, 1.35)); show_tiling(p["image"], here, axes[0, 0], title=str(r.roi)); axes[0, 1].set_axis_off()
+    try: pixels = np.load(run.path / "tiles/tiles.npy", mmap_mode="r")
+    except (OSError, ValueError): pixels = []
+    five = here[here["kind"].isin(("nw", "ne", "sw", "se", "centre"))]
+    if "tissue_fraction" in five and len(five) >= 5 and len(pixels) == len(tiles):
+        start = five.groupby(np.arange(len(five)) // 5)["tissue_fraction"].sum().idxmax() * 5; five = five.iloc[start:start + 5]
+        small = [axes[0, 1].inset_axes((.02 + (i % 3) * .335, .52 - i // 3 * .53, .31, .47)) for i in range(5)]
+        show_tiles(pixels[five.index.to_numpy()], five["kind"], small)
+    return figure(fig, f"How an ROI is tiled: quadrants (white) and one centre crop (dashed) to every region of 448 × 448 px; grey is reflected padding. Right: the five tiles of one region, as the encoder sees them. {len(tiles)} tiles in all, {int(tiles['blank'].sum()) if 'blank' in tiles else 0} of them blank.", run.path / "figures/tiling.png", photo=True)
 
 # %% ../nbs/86_report_sections.ipynb #6ef8e980
 def pretraining_section(run):
