@@ -2,7 +2,7 @@
 
 # %% auto #0
 __all__ = ['STAINS', 'B', 'F', 'HARD_CASES', 'as_pixels', 'exposed', 'grey', 'half_filled', 'recoloured', 'defocused', 'noisy',
-           'blank', 'pure_noise', 'restained', 'folder_tiles', 'HardCase', 'make_hard_cases', 'hard_case_table']
+           'blank', 'pure_noise', 'restained', 'folder_tiles', 'HardCase', 'make_hard_cases']
 
 # %% ../nbs/51_hard_cases.ipynb #05fdefbf
 from dataclasses import dataclass
@@ -192,22 +192,3 @@ def make_hard_cases(
         if len(rows):
             chosen = np.sort(rng.choice(rows, min(per_case, len(rows)), replace=False))
             yield case, case.make(np.asarray(tiles[chosen]), rng)
-
-# %% ../nbs/51_hard_cases.ipynb #2d3074f2
-def hard_case_table(
-    outcomes,  # list of (case name, truth or "", third: bool, predicted domains (n,) with "abstain")
-):
-    "Table `group` (hard, third domain), `case`, `tiles`, and the shares `right`, `abstained`, `wrong`; the last row of a group is its sum."
-    rows = []
-    for name, truth, third, sent in outcomes:
-        sent = np.asarray(sent)
-        right, abstained = (sent == truth) & (truth != ""), sent == "abstain"
-        rows.append({"group": "third domain" if third else "hard", "case": name, "tiles": len(sent), "right": right.sum(), "abstained": abstained.sum(), "wrong": (~right & ~abstained).sum()})
-    table = pd.DataFrame(rows, columns=["group", "case", "tiles", "right", "abstained", "wrong"])
-    parts = []
-    for group, part in table.groupby("group", sort=True):
-        total = part.drop(columns=["group", "case"]).sum().to_dict()
-        parts += [part, pd.DataFrame([{"group": group, "case": f"all: {group}", **total}])]
-    table = pd.concat(parts, ignore_index=True) if parts else table
-    for share in ("right", "abstained", "wrong"): table[share] = table[share] / table["tiles"].clip(lower=1)
-    return table

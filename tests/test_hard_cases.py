@@ -2,7 +2,8 @@
 import numpy as np
 import pytest
 
-from bonehisto.hard_cases import HARD_CASES, grey, half_filled, hard_case_table, make_hard_cases, recoloured, restained
+from bonehisto.hard_cases import HARD_CASES, grey, half_filled, make_hard_cases, recoloured, restained
+from bonehisto.routing import hard_case_table
 
 CASES = {c.name: c for c in HARD_CASES}
 

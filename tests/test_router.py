@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given, settings, strategies as st
 
 from bonehisto.files import UserError
-from bonehisto.router import ABSTAIN, Router, calibration_error, confusion_table, fit_temperature, router_features, router_scores, softmax
+from bonehisto.router import ABSTAIN, COLOURS, Router, colour_histogram, distance_limit, fit_temperature, router_features, softmax
+from bonehisto.routing import calibration_error, confusion_table, router_scores
 
 
 def study(seed, subjects=6, tiles=40, dim=16, gap=6.0, domains=("brightfield", "fluorescence")):
@@ -23,7 +24,7 @@ def study(seed, subjects=6, tiles=40, dim=16, gap=6.0, domains=("brightfield", "
 @pytest.fixture(scope="module")
 def router():
     val = study(10, subjects=3)
-    return Router.fit(*study(0), val[0], val[1], extra={"encoder": "abc"})
+    return Router.fit(*study(0), *val, extra={"encoder": "abc"})
 
 
 def test_plain_tiles_of_new_subjects_go_to_their_domain(router):
@@ -42,7 +43,7 @@ def test_tiles_far_from_training_are_abstained_from_although_softmax_is_sure(rou
 
 def test_a_tile_between_the_domains_is_abstained_from_by_probability():
     train, val = study(0, gap=1.5), study(10, gap=1.5)
-    sent = Router.fit(*train, val[0], val[1]).predict(np.zeros((1, 16)))
+    sent = Router.fit(*train, *val).predict(np.zeros((1, 16)))
     assert sent["reason"][0] == "probability" and sent["distance"][0] < 1
 
 
@@ -66,7 +67,7 @@ def test_left_out_subjects_keep_the_promised_abstention_rate():
     rates = []
     for seed in range(5):
         train, val, new = study(seed, subjects=8), study(seed + 50, subjects=3), study(seed + 100, subjects=8)
-        rates.append(Router.fit(*train, val[0], val[1], abstain_rate=0.01).predict(new[0])["abstained"].mean())
+        rates.append(Router.fit(*train, *val, rate=0.01, margin=1.).predict(new[0])["abstained"].mean())
     assert np.mean(rates) < 0.03
 
 
@@ -99,13 +100,13 @@ def test_no_known_domain_is_a_mistake_with_a_message():
 
 def test_validation_without_a_domain_is_noted():
     val = study(10); one = val[1] == "brightfield"
-    router = Router.fit(*study(0), val[0][one], val[1][one])
+    router = Router.fit(*study(0), *(v[one] for v in val))
     assert any("no validation tile of fluorescence" in n for n in router.notes)
 
 
 def test_three_domains_are_routed_too():
     names = ("a", "b", "c"); train, new = study(0, domains=names), study(20, domains=names)
-    assert (Router.fit(*train, train[0], train[1]).predict(new[0])["domain"] == new[1]).mean() > 0.97
+    assert (Router.fit(*train, *train).predict(new[0])["domain"] == new[1]).mean() > 0.97
 
 
 def test_storing_keeps_every_answer(router, tmp_path):
@@ -168,6 +169,43 @@ def test_calibration_error_of_the_overconfident():
     assert calibration_error([0.99] * 100, [True] * 70 + [False] * 30) == pytest.approx(0.29)
 
 
-def test_features_lie_side_by_side():
-    x = router_features(np.zeros((2, 3), np.float16), np.ones((2, 3), np.float16))
-    assert x.dtype == np.float64 and x.tolist() == [[0, 0, 0, 1, 1, 1]] * 2
+def test_features_and_colours_lie_side_by_side():
+    tiles = np.zeros((2, 8, 8, 3), np.uint8)
+    x = router_features(np.zeros((2, 3), np.float16), np.ones((2, 3), np.float16), tiles)
+    assert x.dtype == np.float64 and x.shape == (2, 6 + COLOURS) and x[:, :6].tolist() == [[0, 0, 0, 1, 1, 1]] * 2
+    assert np.array_equal(x[:, 6:], colour_histogram(tiles))
+    assert router_features(np.zeros((0, 3)), np.zeros((0, 3)), tiles[:0]).shape == (0, 6 + COLOURS)
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.integers(0, 10**6))
+def test_colour_shares_add_to_one_whatever_the_pixels_and_wherever_they_lie(seed):
+    rng = np.random.default_rng(seed); tile = np.kron(rng.integers(0, 256, (1, 4, 4, 3)), np.ones((1, 4, 4, 1))).astype(np.uint8)
+    h = colour_histogram(tile)
+    assert np.isclose((h**2).sum(), 1, atol=1e-5) and np.allclose(h, colour_histogram(tile[:, ::-1].transpose(0, 2, 1, 3)), atol=1e-4)
+
+
+def test_a_strange_colour_is_abstained_from_although_features_are_at_home():
+    train, val, new = study(0), study(10), study(20); rng = np.random.default_rng(0)
+    paint = lambda x, hue: np.c_[x, colour_histogram(np.clip(rng.normal(hue, 6, (len(x), 8, 8, 3)), 0, 255).astype(np.uint8))]
+    usual, odd = (200, 120, 110), (110, 200, 120)
+    router = Router.fit(paint(train[0], usual), *train[1:], paint(val[0], usual), *val[1:], colours=COLOURS)
+    assert (router.predict(paint(new[0], usual))["domain"] == new[1]).mean() > 0.97
+    sent = router.predict(paint(new[0], odd))
+    assert sent["abstained"].all() and (sent["distance"] <= 1).mean() > 0.97 and sent["reason"].str.contains("colour").all()
+
+
+def test_one_subject_of_its_own_kind_does_not_stretch_the_limit_over_strangers():
+    x, domains, who = study(0, subjects=8); odd = who == "b0-3"
+    x[odd, 7] += 30; stranger = study(20)[0]; stranger[:, 9] += 15
+    router = Router.fit(x, domains, who)
+    assert any("b0-3" in n for n in router.notes)
+    assert (router.predict(x[odd])["domain"] == "brightfield").mean() > 0.97  # its own tiles are at home all the same
+    assert router.predict(stranger)["abstained"].mean() > 0.97
+
+
+def test_the_limit_never_turns_away_the_training_tiles():
+    inside = np.linspace(0, 5, 1000)
+    limit, apart = distance_limit(np.full(50, np.nan), ["s"] * 50, inside)
+    assert limit > 5 and apart == []
+    assert distance_limit(np.r_[np.ones(50), np.full(50, 2.0)], ["s"] * 50 + ["t"] * 50, inside, margin=1.0)[0] > 4.9
