@@ -88,7 +88,7 @@ def data_digest(
     if found != known: write_json(memory, found)
     return digest([v[2] for v in found.values()])
 
-# %% ../nbs/94_provenance.ipynb #db5a8acb
+# %% ../nbs/94_provenance.ipynb #7bcd0713
 def step_key(
     parameters,  # the step's parameters, without the run folder's place
     code,        # its code digest
@@ -100,11 +100,13 @@ def step_key(
 
 def output_sizes(
     run,     # run folder
-    writes,  # globs relative to it
+    writes,  # globs relative to it; one that begins with ! takes files out again
 ):
     "Sizes in bytes of the files a step wrote, by path relative to the run folder."
     run = Path(run)
-    return {str(p.relative_to(run)): p.stat().st_size for g in writes for p in sorted(run.glob(g)) if p.is_file() and not p.name.startswith(".")}
+    others = {p for g in writes if g.startswith("!") for p in run.glob(g[1:])}
+    return {str(p.relative_to(run)): p.stat().st_size for g in writes if not g.startswith("!") for p in sorted(run.glob(g))
+            if p.is_file() and p not in others and not p.name.startswith(".")}
 
 def outputs_stand(
     run,       # run folder

@@ -13,10 +13,10 @@ import yaml
 
 from .files import UserError, nearest_name
 
-# %% ../nbs/93_recipe.ipynb #3051f6d4
+# %% ../nbs/93_recipe.ipynb #da0ffcd7
 @dataclass(frozen=True)
 class Step:
-    "One step notebook: its name in commands, its file, the steps it needs, the files it writes (globs in the run folder)."
+    "One step notebook: its name in commands, its file, the steps it needs, the files it writes (globs in the run folder, `!` takes out)."
     name: str
     number: int
     needs: tuple = ()
@@ -32,8 +32,8 @@ STEPS = (
     Step("embed", 40, ("tile", "pretrain"), ("features/*.npy", "tables/embeddings.parquet", "tables/separation.csv")),
     Step("route", 50, ("embed",), ("checkpoints/router.*", "tables/router_*", "tables/hard_cases.csv")),
     Step("heads", 60, ("tile", "pretrain"), ("checkpoints/head_*", "tables/heads_log.csv", "tables/heads.csv")),
-    Step("segment", 65, ("route", "heads"), ("masks/*", "tables/roi_segmentation.csv", "tables/segment_tiles.parquet", "tables/head_scores.csv")),
-    Step("measure", 78, ("segment",), ("tables/roi_parameters.csv", "tables/roi_parameters_masks.csv", "tables/label_stretches.csv")),
+    Step("segment", 65, ("route", "heads"), ("masks/*", "!masks/*_interlabel.png", "tables/roi_segmentation.csv", "tables/segment_tiles.parquet", "tables/head_scores.csv")),
+    Step("measure", 78, ("segment",), ("tables/roi_parameters.csv", "tables/roi_parameters_masks.csv", "tables/label_stretches.csv", "masks/*_interlabel.png")),
     Step("summarise", 80, ("measure",), ("tables/subject_parameters.csv", "tables/subject_parameters_masks.csv", "tables/group_summary.csv", "tables/truth_comparison.csv", "tables/truth_summary.csv")),
     Step("report", 87, ("inventory", "tile", "pretrain", "embed", "route", "heads", "segment", "measure", "summarise"), ("report.html", "figures/*")),
 )
