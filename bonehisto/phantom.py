@@ -78,9 +78,9 @@ def empty_tissue(frame, parameters):
     nothing = Surface(np.zeros((0, 2)), np.zeros((0, 2)), np.zeros(0, int), [])
     return Tissue(lambda y, x: np.full((len(y), len(x)), -1e3), nothing, [], frame, parameters)
 
-# %% ../nbs/19_phantom.ipynb #2ccf7022
+# %% ../nbs/19_phantom.ipynb #5c1f3ce1
 GROUPS = {
-    "low": TissueParameters(bv_tv=0.19, tb_th_um=112, os_bs=0.08, o_th_um=6.5, mar_um_d=0.42, dls_bs=0.04, sls_bs=0.03),
+    "low": TissueParameters(bv_tv=0.19, tb_th_um=112, os_bs=0.08, o_th_um=6.5, mar_um_d=0.42, dls_bs=0.044, sls_bs=0.024),
     "normal": TissueParameters(bv_tv=0.22, tb_th_um=120, os_bs=0.17, o_th_um=8.5, mar_um_d=0.58, dls_bs=0.08, sls_bs=0.05),
     "high": TissueParameters(bv_tv=0.26, tb_th_um=125, os_bs=0.36, o_th_um=13.0, mar_um_d=0.80, dls_bs=0.18, sls_bs=0.10),
 }
@@ -137,7 +137,7 @@ def pool_truth(rois):
         rows.append({"subject": subject, "group": group, "interval (d)": part["interval (d)"].max()} | {k: v for k, v in truth.items() if k != "reasons"})
     return pd.DataFrame(rows)
 
-# %% ../nbs/19_phantom.ipynb #18ae6a9b
+# %% ../nbs/19_phantom.ipynb #9c11c175
 def draw_study(
     out,                # folder
     subjects=12,
@@ -158,7 +158,7 @@ def draw_study(
     write_table(out / "truth_subjects.csv", pool_truth(truth))
     labels = [s for s in stretches if len(s)]
     write_table(out / "truth_labels.csv", pd.concat(labels) if labels else stretches[0])
-    study = {"name": "phantom", "section": "none", "masks": "classes", "labels": {"dosing_days": DOSING_DAYS}, "subjects": people,
+    study = {"name": "phantom", "section": "none", "masks": "classes", "truth": "truth_subjects.csv", "labels": {"dosing_days": DOSING_DAYS}, "subjects": people,
              "rois": [{"id": j["roi"], "image": f"images/{j['roi']}.png", "subject": j["subject"], "modality": j["modality"],
                        "pixel_size_um": j["pixel_size_um"], "mask": f"masks/{j['roi']}.png"} for j in jobs]}
     with atomic_path(out / "data_manifest.yaml") as tmp:  # last: a manifest stands only over a whole study

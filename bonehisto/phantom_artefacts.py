@@ -69,7 +69,7 @@ def line_mask(tissue, pixels, lines):
         mask |= (half > 0) & (np.abs(pixels.depth - middle) <= half) & (pixels.phi > 0)
     return mask
 
-# %% ../nbs/18_phantom_artefacts.ipynb #1caa27ac
+# %% ../nbs/18_phantom_artefacts.ipynb #6a6d601c
 def crossing(rng, shape, px, wave_um, size_um):
     "Signed distance (H, W) um from a wavy line across the frame, and the coordinate along it."
     y, x = np.meshgrid(*((np.arange(n, dtype=np.float32) + 0.5) * px for n in shape), indexing="ij")
@@ -91,7 +91,7 @@ def tear(picture, rng, severity, px, dark, bone):
     across, along = crossing(rng, bone.shape, px, 5.0, 40.0)
     half = rng.uniform(2, 8) * (0.4 + 1.6 * severity) * np.clip(1 - np.abs(along) / rng.uniform(90, 400), 0, 1)
     alpha = ramp(half - np.abs(across + 1.2 * cloud(rng, bone.shape, px, 5.0)), -0.4, 0.8) * (half > 0.2)
-    return picture + alpha[..., None] * (np.float32(4 if dark else 240) - picture), alpha > 0.5
+    return picture + alpha[..., None] * (np.float32(4 if dark else 240) - picture), alpha > 0.05
 
 def knife_chatter(picture, rng, severity, px, dark, bone):
     "Parallel bands of thicker and thinner section."
@@ -107,7 +107,7 @@ def bone_dust(picture, rng, severity, px, dark, bone):
     xy = np.clip(rng.uniform(0, size) + rng.normal(0, 0.3, (n, 2)) * size, 0, size - 1)
     alpha = stamp(bone.shape, px, xy, rng.uniform(0.8, 4.5, n), rng.uniform(0.6, 2.2, n), rng.uniform(0, 3.1, n), rng.uniform(0.4, 1, n))
     colour = np.median(picture[bone], 0) * (1.6 if dark else 0.85) if bone.any() else np.full(3, 90.0)
-    return picture + alpha[..., None] * (colour.astype(np.float32) - picture), alpha > 0.2
+    return picture + alpha[..., None] * (colour.astype(np.float32) - picture), alpha > 0.05
 
 def uneven_light(picture, rng, severity, px, dark, bone):
     "Light that falls off to one side by up to 60 %; touched where it differs by more than a tenth from the mean."

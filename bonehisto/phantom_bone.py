@@ -46,19 +46,19 @@ def random_field(rng, shape, period_um, step_um=LATTICE_UM):
     band = ndi.gaussian_filter(noise, sigma, mode="wrap") - ndi.gaussian_filter(noise, 1.6 * sigma, mode="wrap")
     return band / band.std()
 
-# %% ../nbs/14_phantom_bone.ipynb #46914edf
+# %% ../nbs/14_phantom_bone.ipynb #27d4af16
 def trabeculae(rng, shape, bv_tv, tb_th_um, step_um=LATTICE_UM):
     "An implicit function (shape), positive in bone, roughly in um from the surface."
-    period = 1.15 * tb_th_um / bv_tv
+    period = 1.3 * tb_th_um / bv_tv
     phi = np.full(shape, -1e3, np.float32)
     for stretch, share in ((2.0, 0.75), (2.4, 0.5)):
         sheet = random_field(rng, shape, stretch * period, step_um) > 0
         distance = np.where(sheet, ndi.distance_transform_edt(sheet), ndi.distance_transform_edt(~sheet)) * step_um - step_um / 2
-        half = 0.72 * tb_th_um * (1 + 0.25 * np.clip(random_field(rng, shape, 3 * tb_th_um, step_um), -1.6, 1.6))
+        half = 0.76 * tb_th_um * (1 + 0.25 * np.clip(random_field(rng, shape, 3 * tb_th_um, step_um), -1.6, 1.6))
         keep = random_field(rng, shape, 1.6 * period, step_um)
         slope = np.hypot(*np.gradient(keep, step_um)).mean()
         phi = np.maximum(phi, np.minimum(half - distance, (keep - np.quantile(keep, 1 - share)) / slope))
-    return ndi.gaussian_filter(phi, 16 / step_um)
+    return ndi.gaussian_filter(phi, 20 / step_um)
 
 # %% ../nbs/14_phantom_bone.ipynb #a1582700
 def without_crumbs(phi, least_um2=4000.0, step_um=LATTICE_UM):
@@ -70,14 +70,14 @@ def without_crumbs(phi, least_um2=4000.0, step_um=LATTICE_UM):
         phi = np.where(small, sign * np.minimum(sign * phi, -5.0), phi)
     return ndi.gaussian_filter(phi, 0.8)
 
-# %% ../nbs/14_phantom_bone.ipynb #f8ae37c2
+# %% ../nbs/14_phantom_bone.ipynb #5ecf10c8
 def draw_bone(rng, width_um, height_um, p):
     "A bicubic spline `phi(y, x)` over the frame and its margin, in um, positive in bone."
     shape = [int(np.ceil((side + 2 * MARGIN_UM) / LATTICE_UM)) + 1 for side in (height_um, width_um)]
     spare = int(2 * p.tb_th_um / p.bv_tv / LATTICE_UM)
     wide = trabeculae(rng, [n + spare for n in shape], p.bv_tv, p.tb_th_um)
     edge, best, badness = int(MARGIN_UM / LATTICE_UM), None, np.inf
-    for _ in range(8):
+    for _ in range(12):
         y, x = rng.integers(0, spare + 1, 2)
         window = wide[y:y + shape[0], x:x + shape[1]]
         off = abs((window[edge:-edge, edge:-edge] > 0).mean() - p.bv_tv)

@@ -67,7 +67,7 @@ def draw_seam(rng, at, mean_um):
         top *= mean_um / max(width[width >= LEAST_SEAM_UM].mean() if (width >= LEAST_SEAM_UM).any() else mean_um, 1e-3)
     return Seam(at, (top * shape).astype(np.float32))
 
-# %% ../nbs/15_phantom_geometry.ipynb #37c4eec4
+# %% ../nbs/15_phantom_geometry.ipynb #0e92edc1
 def draw_lines(rng, p, at, seam_um, kind, site):
     "Label lines (list of `Line`) and final kind below points `at` with osteoid `seam_um` (n,) above; kind single or double."
     mar = p.mar_um_d * np.exp(0.08 * rng.standard_normal())
@@ -76,7 +76,8 @@ def draw_lines(rng, p, at, seam_um, kind, site):
     if kind == "double":
         if distance.mean() < UNRESOLVED_UM: kind, distance = "unresolved", np.full(len(at), distance.mean())
         else: width = min(width, max(distance.min() - 2.0, 1.6))
-    depth2 = seam_um + np.maximum(mar * p.days_since_label2, 0.5 * width + 0.2)
+    level = ndi.gaussian_filter1d(np.maximum(seam_um, 0.75 * np.median(seam_um)), 10 / ARC_UM, mode="nearest")  # a seam thins out faster than the front it left
+    depth2 = np.maximum(level, seam_um) + np.maximum(mar * p.days_since_label2, 0.5 * width + 0.2)
     orders = (2, 1) if kind != "single" else ((2,) if rng.random() < 0.7 else (1,))
     lines = []
     for order in orders:
@@ -107,12 +108,13 @@ def too_near(points, others):
     pairs = cKDTree(points[::8]).query_pairs(0.8 * CLEAR_UM, output_type="ndarray")
     return bool((np.abs(pairs[:, 0] - pairs[:, 1]) * 8 * ARC_UM > 2 * CLEAR_UM).any())
 
-# %% ../nbs/15_phantom_geometry.ipynb #7285960b
+# %% ../nbs/15_phantom_geometry.ipynb #926c7913
 SHORTEST_UM = 70.0  # of a seam or label stretch
 
 def place_site(rng, p, surface, inside, free, taken, kind, with_seam, length_um, site):
     "A `Site` and its label points (n, 2) um, or None where the drawn place does not serve."
-    at = free_stretch(rng, free, inside, surface.curve, max(length_um, SHORTEST_UM))
+    shortest = max(SHORTEST_UM, 7.5 * p.o_th_um) if with_seam else SHORTEST_UM  # a thick seam is a long one
+    at = free_stretch(rng, free, inside, surface.curve, max(length_um, shortest))
     if at is None or inside[at].sum() < max(0.6 * len(at), 0.7 * SHORTEST_UM / ARC_UM): return None
     seam = draw_seam(rng, at, np.clip(p.o_th_um * np.exp(0.18 * rng.standard_normal()), 3.5, 32)) if with_seam else None
     if kind == "none": return Site(seam, [], kind), taken[:0]

@@ -211,7 +211,7 @@ def glow_tissue(scene, matrix):
     paint(image, stamp(scene.shape, scene.px, xy, a, b, turn, rng.uniform(0.4, 0.85, len(xy))), dark * np.array([0.5, 0.9, 0.7]))
     return image
 
-# %% ../nbs/17_phantom_render.ipynb #233d3d71
+# %% ../nbs/17_phantom_render.ipynb #382c7b58
 def glow_labels(scene, peak, dyes):
     "Light (H, W, 3) of the label lines, course 1 in `dyes[0]`, course 2 in `dyes[1]`."
     rng, at = scene.rng, scene.bone
@@ -231,8 +231,8 @@ def glow_labels(scene, peak, dyes):
 def render_fluorescence(tissue, pixels, seed, dyes=("tetracycline", "demeclocycline")):
     "A fluorescence picture (H, W, 3) uint8; `dyes` (from `DYES`) of courses 1 and 2."
     rng = np.random.default_rng([seed, 18]); scene = make_scene(tissue, pixels, rng); px = scene.px
-    peak = rng.uniform(165, 235)
-    image = glow_tissue(scene, peak * rng.uniform(0.14, 0.28))
+    peak = rng.uniform(180, 245)
+    image = glow_tissue(scene, peak * rng.uniform(0.15, 0.28))
     lines = glow_labels(scene, peak, dyes)
     coarse = max(1, int(2 / px))
     haze = ndi.gaussian_filter(lines[::coarse, ::coarse], (7 / px / coarse, 7 / px / coarse, 0))

@@ -2,7 +2,7 @@
 
 # %% auto #0
 __all__ = ['LABEL_SUMS', 'PixelMap', 'map_pixels', 'along_surface', 'seam_width', 'label_bands', 'draw_classes', 'band',
-           'bone_extent', 'label_stretches', 'ratio', 'derive_truth', 'truth_sums']
+           'bone_extent', 'label_stretches', 'ratio', 'derive_truth', 'end_walls', 'truth_sums']
 
 # %% ../nbs/16_phantom_truth.ipynb #6290147a
 from dataclasses import dataclass
@@ -184,7 +184,12 @@ def derive_truth(sums, interval_days=None, label_sums=None):
     t["reasons"] = {k: why for k, v in t.items() if not np.isfinite(v)}
     return t
 
-# %% ../nbs/16_phantom_truth.ipynb #f6345d1c
+# %% ../nbs/16_phantom_truth.ipynb #74bfcc24
+def end_walls(tissue, at, width):
+    "In-frame length (um) of the two short walls that close a seam where it falls below the least width."
+    ends = [0, -1]
+    return float((width[ends] * tissue.within(tissue.surface.xy[at[ends]])).sum()) if len(at) else 0.0
+
 def truth_sums(tissue, domain):
     "Primary areas (mm2) and lengths (mm) of the frame, with the length along which double labels face each other."
     area, perimeter = bone_extent(tissue.phi, tissue.frame)
@@ -192,8 +197,9 @@ def truth_sums(tissue, domain):
     for site in tissue.sites:
         if site.seam is None: continue
         keep = site.seam.width >= LEAST_SEAM_UM
+        if keep.sum() < 2: continue
         at, width = site.seam.at[keep], site.seam.width[keep]
-        seams.append((band(tissue, at, 0)[0], band(tissue, at, width / 2, width)[1], band(tissue, at, width)[0]))
+        seams.append((band(tissue, at, 0)[0], band(tissue, at, width / 2, width)[1], band(tissue, at, width)[0] + end_walls(tissue, at, width)))
     covered, osteoid, interface = np.sum(seams, axis=0) if seams else (0.0, 0.0, 0.0)
     rows = label_stretches(tissue) if domain == "fluorescence" else label_stretches(tissue)[:0]
     length = rows.groupby("kind")["length_um"].sum()
