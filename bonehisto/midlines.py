@@ -2,7 +2,7 @@
 
 # %% auto #0
 __all__ = ['Midline', 'skeleton_paths', 'thin_out', 'prune_spurs', 'resample', 'smooth_along', 'directions', 'across',
-           'reach_tip', 'outward', 'join_broken', 'find_midlines', 'settle_line', 'cut_line']
+           'reach_tip', 'outward', 'join_broken', 'find_midlines', 'settle_line', 'lead_out', 'cut_line']
 
 # %% ../nbs/68_midlines.ipynb #324055bb
 from dataclasses import dataclass
@@ -193,7 +193,7 @@ def join_broken(
         lines.append((np.concatenate(chain), e is not None))
     return lines
 
-# %% ../nbs/68_midlines.ipynb #496eb3e4
+# %% ../nbs/68_midlines.ipynb #4e88141a
 def find_midlines(
     mask,                # (H + 2 margin, W + 2 margin) bool, label pixels, continued beyond the frame
     roi,                 # (H, W) bool
@@ -222,10 +222,12 @@ def find_midlines(
         paths.append((points, False))
     lines = [p for p in paths if p[1]] + join_broken([p for p, closed in paths if not closed], gap_um / px + 1)
     lines = [settle_line(p, closed, smooth, widest_um / px / 2, smooth_um / px) for p, closed in lines]
-    found = [m for line in lines for m in cut_line(*line, roi, px)]
+    ends = [np.minimum(np.arange(n), np.arange(n)[::-1]) + 1 for n in roi.shape]
+    edge = np.minimum.outer(*ends) if roi.all() else ndimage.distance_transform_edt(np.pad(roi, 1))[1:-1, 1:-1]
+    found = [m for line in lines for m in cut_line(*line, roi, edge, px)]
     return sorted((m for m in found if m.steps().sum() * px >= min_length_um), key=lambda m: -m.steps().sum())
 
-# %% ../nbs/68_midlines.ipynb #0f04cb65
+# %% ../nbs/68_midlines.ipynb #c44a27a6
 def settle_line(points, closed, smooth, reach_px, sigma_px):
     "`(points, width, closed)`: the line moved to the middle of the mask it runs in, smooth and at steps of about a pixel; (n, 2), px (n,)."
     sigma = max(sigma_px, 3.5)  # the staircase of a line nearly along the grid has steps many pixels long
@@ -243,11 +245,31 @@ def settle_line(points, closed, smooth, reach_px, sigma_px):
         points = points + offset[:, None] * np.c_[tangent[:, 1], -tangent[:, 0]]
     return points, ndimage.median_filter(np.interp(i, i[known], width[known]), 5, mode="nearest"), closed
 
-def cut_line(points, width_px, closed, roi, pixel_size_um):
+# %% ../nbs/68_midlines.ipynb #3622673e
+def lead_out(
+    points,  # (n, 3) row, col in px of the frame, width in px; the end looked at is the last
+    roi,     # (H, W) bool
+    edge,    # (H, W) float, distance to the edge of frame or ROI
+):
+    "`points` with the part too near the edge replaced by a straight line to it, when the line leaves there."
+    near = edge[tuple(np.clip(np.rint(points[:, :2]).astype(int), 0, np.subtract(roi.shape, 1)).T)]
+    if near[-1] > 2: return points
+    seen = np.flatnonzero(near > points[:, 2] / 2 + 1.5)
+    if not len(seen) or seen[-1] < 8: return points
+    kept = points[:seen[-1] + 1]
+    way = outward(kept[:, :2], 24)
+    ahead = kept[-1, :2] + way * np.arange(1, 2 * (len(points) - len(kept)) + 60)[:, None]
+    at = np.rint(ahead).astype(int)
+    out = ((at < 0) | (at >= roi.shape)).any(1)
+    out[~out] = ~roi[tuple(at[~out].T)]
+    stop = int(np.argmax(out)) if out.any() else 0
+    return np.concatenate([kept, np.c_[ahead[:stop], np.full(stop, kept[-1, 2])]]) if stop else points
+
+def cut_line(points, width_px, closed, roi, edge, pixel_size_um):
     "The parts of a line inside frame and ROI, list of `Midline`."
-    rows = np.c_[points, width_px * pixel_size_um] - [MARGIN, MARGIN, 0]
+    rows = np.c_[points - MARGIN, width_px]
     ring = np.concatenate([rows, rows[:1]]) if closed else rows
     pieces = clip_polyline(ring, roi)
-    if closed and len(pieces) == 1 and len(pieces[0]) == len(ring): return [Midline(rows[:, :2], rows[:, 2], True)]
-    cut = len(pieces) != 1 or len(pieces[0]) != len(ring)
-    return [Midline(p[:, :2], p[:, 2], False, cut) for p in pieces if len(p) > 2]
+    if len(pieces) == 1 and len(pieces[0]) == len(ring): return [Midline(rows[:, :2], rows[:, 2] * pixel_size_um, closed)]
+    pieces = [lead_out(lead_out(p, roi, edge)[::-1], roi, edge)[::-1] for p in pieces if len(p) > 2]
+    return [Midline(p[:, :2], p[:, 2] * pixel_size_um, False, True) for p in pieces]

@@ -103,14 +103,14 @@ def pair_with_truth(
     table = pd.concat(parts, ignore_index=True)
     return table.assign(**{"error (%)": 100 * (table["measured"] - table["true"]) / table["true"].where(table["true"] != 0)})
 
-# %% ../nbs/80_statistics.ipynb #172557a8
+# %% ../nbs/80_statistics.ipynb #33cc3dea
 def compare_with_truth(measured, truth, on="subject", parameters=None, bars=BARS, floors=FLOORS):
     "One row per parameter: n compared, median and worst absolute error (%), bias (%), worst absolute error in the parameter's unit, bar (%), within, undefined (measured or true alone is NaN)."
     pairs = pair_with_truth(measured, truth, on, parameters); rows = []
     for p, part in pairs.groupby("parameter", sort=False):
         gap = (part["measured"] - part["true"]).abs()
         known = gap.notna()
-        error = part["error (%)"].abs().mask(gap <= max(floors.get(p, 0.0), 1e-12), 0.0)[known]
+        error = part["error (%)"].abs().mask(gap <= floors.get(p, 0.0) + 1e-9, 0.0)[known]
         one_sided = int((part["measured"].isna() != part["true"].isna()).sum())
         error = error.fillna(np.inf)  # something measured where the truth is nothing
         bar, middle = bars.get(p, np.nan), float(error.median()) if len(error) else np.nan
