@@ -115,17 +115,18 @@ def left_out_distances(
         for f in np.unique(fold): out[fold == f] = cloud_distance(z[fold == f], *fit_cloud(z[fold != f]))
     return out
 
-# %% ../nbs/50_router.ipynb #a98c97c4
+# %% ../nbs/50_router.ipynb #597c5e6b
 def distance_limit(
     left_out,  # (m,) distances of tiles whose subject had no part in the cloud; NaN is skipped
     subjects,  # (m,) theirs
     inside,    # (n,) distances of the tiles that made the cloud
-    rate=0.005, margin=1.5, odd=3.,
+    rate=0.005, margin=1.5,
+    odd=3., most=2,  # set aside at most the `most` subjects that reach over `odd` times the middle one
 ):
     "`(limit, odd subjects)`: the largest distance to accept, and the subjects set aside for it."
     fresh = np.isfinite(left_out)
     reach = pd.Series(left_out[fresh]).groupby(np.asarray(subjects)[fresh]).quantile(0.99)
-    apart = reach.index[reach > odd * reach.median()].tolist()
+    apart = sorted(reach[reach > odd * reach.median()].nlargest(most).index)
     kept = left_out[fresh & ~np.isin(subjects, apart)]
     return max(margin * max(np.quantile(d, 1 - rate) for d in (kept, inside) if len(d)), 1e-6), apart
 
