@@ -4,8 +4,8 @@
 __all__ = ['GROUPS', 'SPREAD', 'BATCHES', 'MILD', 'DOSING_DAYS', 'Phantom', 'draw_roi', 'empty_tissue', 'vary', 'plan_study',
            'draw_job', 'pool_truth', 'draw_study']
 
-# %% ../nbs/19_phantom.ipynb #6ac4522f
-from dataclasses import asdict, dataclass, field, replace
+# %% ../nbs/19_phantom.ipynb #d3d9cd2b
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -137,7 +137,7 @@ def pool_truth(rois):
         rows.append({"subject": subject, "group": group, "interval (d)": part["interval (d)"].max()} | {k: v for k, v in truth.items() if k != "reasons"})
     return pd.DataFrame(rows)
 
-# %% ../nbs/19_phantom.ipynb #9c11c175
+# %% ../nbs/19_phantom.ipynb #3c898dbe
 def draw_study(
     out,                # folder
     subjects=12,
@@ -158,10 +158,10 @@ def draw_study(
     write_table(out / "truth_subjects.csv", pool_truth(truth))
     labels = [s for s in stretches if len(s)]
     write_table(out / "truth_labels.csv", pd.concat(labels) if labels else stretches[0])
-    study = {"name": "phantom", "section": "none", "masks": "classes", "truth": "truth_subjects.csv", "labels": {"dosing_days": DOSING_DAYS}, "subjects": people,
+    study = {"name": "phantom", "section": "none", "masks": "classes", "truth": "truth_subjects.csv", "labels": {"dosing_days": DOSING_DAYS}, "truth": "truth_subjects.csv", "subjects": people,
              "rois": [{"id": j["roi"], "image": f"images/{j['roi']}.png", "subject": j["subject"], "modality": j["modality"],
                        "pixel_size_um": j["pixel_size_um"], "mask": f"masks/{j['roi']}.png"} for j in jobs]}
     with atomic_path(out / "data_manifest.yaml") as tmp:  # last: a manifest stands only over a whole study
-        tmp.write_text(f"# Drawn by `bonehisto phantom`: {subjects} subjects, {rois} ROIs each and modality, seed {seed}. Truth in truth.csv.\n"
+        tmp.write_text(f"# Drawn by `bonehisto phantom`: {subjects} subjects, {rois} ROIs each and modality, seed {seed}. Truth per ROI in truth.csv, per label stretch in truth_labels.csv.\n"
                        + yaml.safe_dump(study, sort_keys=False, default_flow_style=None, width=200))
     return out / "data_manifest.yaml"

@@ -4,13 +4,12 @@
 __all__ = ['LABEL_SUMS', 'PixelMap', 'map_pixels', 'along_surface', 'seam_width', 'label_bands', 'draw_classes', 'band',
            'bone_extent', 'label_stretches', 'ratio', 'derive_truth', 'end_walls', 'truth_sums']
 
-# %% ../nbs/16_phantom_truth.ipynb #6290147a
+# %% ../nbs/16_phantom_truth.ipynb #89aa0b5f
 from dataclasses import dataclass
 
 import contourpy
 import numpy as np
 import pandas as pd
-from scipy import ndimage as ndi
 from scipy.spatial import cKDTree
 
 # %% ../nbs/16_phantom_truth.ipynb #104d6fc5

@@ -207,7 +207,7 @@ def test_study_is_whole_loads_and_repeats_to_the_byte(tmp_path):
     assert files == sorted(p.relative_to(tmp_path / "b") for p in (tmp_path / "b").rglob("*") if p.is_file()) and len(files) == 2 * 6 + 4
     for f in files: assert (tmp_path / "a" / f).read_bytes() == (tmp_path / "b" / f).read_bytes(), f
     study = load_manifest(first)
-    assert len(study.rois) == 6 and {s.group for s in study.subjects} == set(GROUPS) and study.interval_days("S01") == 15 and second.name == "data_manifest.yaml"
+    assert len(study.rois) == 6 and {s.group for s in study.subjects} == set(GROUPS) and study.interval_days("S01") == 15 and study.truth.name == "truth_subjects.csv" and second.name == "data_manifest.yaml"
     rois, subjects = pd.read_csv(tmp_path / "a/truth.csv"), pd.read_csv(tmp_path / "a/truth_subjects.csv")
     bright = rois[rois["modality"] == "brightfield"].set_index("subject")
     assert np.allclose(subjects["BV/TV (%)"], 100 * bright["B.Ar (mm2)"] / bright["T.Ar (mm2)"])
