@@ -98,7 +98,7 @@ def plot_confusion(
     for s in ax.spines.values(): s.set_visible(False)
     return ax
 
-# %% ../nbs/85_figures.ipynb #973fa946
+# %% ../nbs/85_figures.ipynb #4cc4cb1c
 def plot_hard_cases(
     table,  # one row a kind of hard case, with shares (0 to 1): right, abstained, wrong
     ax,
@@ -109,7 +109,8 @@ def plot_hard_cases(
     for column, label, colour in (("right", "right", "#009E73"), ("abstained", "abstained", "#C9C9C9"), ("wrong", "sent wrong", "#D55E00")):
         width = 100 * t[column].to_numpy(float)
         ax.barh(names, width, left=left, color=colour, label=label, height=.72); left += np.nan_to_num(width)
-    ax.set_xlim(0, 100)
+    ax.set_xlim(0, 100); ax.set_ylim(-.6, len(t) - .4)
+    for label in ax.get_yticklabels(): label.set_fontweight("bold" if label.get_text().startswith("all:") else "normal")
     legend(ax, ncols=3, loc="lower left", bbox_to_anchor=(0, 1.0), columnspacing=1.2)
     return dress(ax, None, "tiles (%)", "", grid="x")
 

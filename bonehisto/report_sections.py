@@ -2,9 +2,9 @@
 
 # %% auto #0
 __all__ = ['class_table', 'domain_of', 'roi_pictures', 'chosen_rois', 'inventory_section', 'examples_section',
-           'pretraining_section', 'embeddings_section', 'router_section', 'segmentation_section']
+           'pretraining_section', 'embeddings_section', 'score_cells', 'router_section', 'segmentation_section']
 
-# %% ../nbs/86_report_sections.ipynb #27de6f98
+# %% ../nbs/86_report_sections.ipynb #9e0b508d
 import numpy as np
 import pandas as pd
 
@@ -14,7 +14,7 @@ from .files import UserError
 from .images import read_image, read_mask
 from .look import group_order, pretty
 from .overlays import class_legend, show_overlay, show_prediction, show_roi, show_tiling
-from .page import DASH, RunFolder, as_text, canvas, figure, missing, table, text
+from .page import DASH, RunFolder, as_text, canvas, figure, missing, number, table, text
 
 # %% ../nbs/86_report_sections.ipynb #809d6bd1
 def class_table(
@@ -171,12 +171,30 @@ def embeddings_section(run):
     blocks.append(missing(run.why["separation.csv"]) if s is None else table(s, "Separation of the domains in the feature space: silhouette (−1 to 1) and share of nearest neighbours of the same domain."))
     return {"id": "embeddings", "title": "Embeddings", "blocks": blocks}
 
-# %% ../nbs/86_report_sections.ipynb #8b819f0f
+# %% ../nbs/86_report_sections.ipynb #c6108450
+def score_cells(
+    scores,   # long: `by` columns, score, mean, low, high
+    by,       # columns that name a row
+    scale=1,  # 100 for per cent
+    places=3,
+    more=(),  # columns carried along, their largest value a row
+):
+    "One row per `by`, one column a score: mean (low–high) as text, in the order of the table."
+    s = scores.copy(); m, lo, hi = (s[c] * scale for c in ("mean", "low", "high")); few = max(places - 1, 1)
+    s["cell"] = [number(a, places) + (f" ({b:.{few}f}–{c:.{few}f})" if np.isfinite(b) and np.isfinite(c) else "") for a, b, c in zip(m, lo, hi)]
+    rows = s[by].drop_duplicates().reset_index(drop=True)
+    for score, part in s.groupby("score", sort=False): rows = rows.merge(part[[*by, "cell"]].drop_duplicates(by).rename(columns={"cell": score}), on=by, how="left")
+    rows = rows.fillna(DASH)
+    for c in more:
+        if c in s: rows = rows.merge(s.groupby(by)[c].max().reset_index(), on=by, how="left")
+    return rows
+
+# %% ../nbs/86_report_sections.ipynb #f1d62830
 def router_section(run):
     "Scores with intervals, confusion of held-out subjects, hard cases."
     blocks = [text("A linear classifier on frozen features sends each tile to the head of its domain. It abstains where its calibrated probability is low or the tile lies far from every training feature; an abstained tile is reported and goes to no head.")]
     s = run.table("router_scores.csv", "route")
-    blocks.append(missing(run.why["router_scores.csv"]) if s is None else table(s, "Router on the tiles of held-out subjects, shares with their interval over subjects."))
+    blocks.append(missing(run.why["router_scores.csv"]) if s is None else table(score_cells(s, ["domain"], 100, 1, ["subjects", "tiles"]), "Router on the tiles of test subjects: per cent of tiles, mean over subjects (95 % interval over subjects)."))
     c = run.table("router_confusion.csv", "route")
     if c is None: blocks.append(missing(run.why["router_confusion.csv"]))
     else:
@@ -189,7 +207,7 @@ def router_section(run):
         blocks.append(figure(fig, "Hard cases: plain tiles made grey, padded, saturated, blank, noisy or blurred, and tiles of a third domain. Right or abstained is safe, sent wrong is not.", run.path / "figures/hard_cases.png"))
     return {"id": "router", "title": "Router", "blocks": blocks}
 
-# %% ../nbs/86_report_sections.ipynb #1d25f40c
+# %% ../nbs/86_report_sections.ipynb #48e408a1
 def segmentation_section(run):
     "Training curves and scores of the heads, and how each ROI was put together."
     blocks = []
@@ -211,9 +229,5 @@ def _score_blocks(run, s):
     parts = list(s.groupby("domain", sort=False)); rows = max(p["class"].nunique() for _, p in parts)
     fig, axes = canvas(.34 * rows + 1.1, 1, len(parts), width=min(9.2, 4.7 * len(parts)))
     for ax, (domain, part) in zip(axes.flat, parts): plot_scores(part, ax); ax.set_title(pretty(domain), fontsize=10, loc="left", fontweight="bold")
-    words = s.assign(value=[f"{m:.3f} ({lo:.2f}–{hi:.2f})" if np.isfinite(lo) else f"{m:.3f}" for m, lo, hi in zip(s["mean"], s["low"], s["high"])])
-    wide = words.pivot_table(index=["domain", "class"], columns="score", values="value", aggfunc="first", sort=False)
-    wide = wide.reindex(pd.MultiIndex.from_frame(s[["domain", "class"]].drop_duplicates())).fillna(DASH).reset_index()
-    if "subjects" in s: wide = wide.merge(s.groupby(["domain", "class"])["subjects"].max().reset_index())
     return [figure(fig, "Dice and IoU per class: pixels pooled per subject, mean over test subjects, line for the 95 % interval over subjects.", run.path / "figures/scores.png"),
-            table(wide, "All scores on test subjects, mean (95 % interval over subjects). A class counts as present in a tile from the least share given under Assumptions; objects are connected pieces matched at IoU 0.5.")]
+            table(score_cells(s, ["domain", "class"], 1, 3, ["subjects"]), "All scores on test subjects, mean (95 % interval over subjects). A class counts as present in a tile from the least share given under Assumptions; objects are connected pieces matched at IoU 0.5.")]
