@@ -4,7 +4,7 @@
 __all__ = ['LOOK_UM', 'STRETCH_COLUMNS', 'Stretch', 'unseen', 'free_runs', 'add_overhangs', 'overhang_of', 'order_double',
            'alone', 'trace_labels', 'stretch_table', 'measure_labels', 'fill_stretches', 'fill_interlabel']
 
-# %% ../nbs/70_labels.ipynb #09c566c2
+# %% ../nbs/70_labels.ipynb #39ad2606
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,7 +12,7 @@ import pandas as pd
 from skimage.draw import polygon2mask
 
 from .boundaries import MeasureError, check_class_map, check_pixel_size, depth_under, extend_classes, settle_runs, small_pieces
-from .midlines import Midline, find_midlines
+from .midlines import find_midlines
 from .pairing import facing, gather, take_doubles
 
 # %% ../nbs/70_labels.ipynb #9bf97ab2

@@ -3,14 +3,14 @@
 # %% auto #0
 __all__ = ['Vertices', 'gather', 'cast_rays', 'facing', 'facing_runs', 'between', 'take_doubles']
 
-# %% ../nbs/69_pairing.ipynb #a84b107a
+# %% ../nbs/69_pairing.ipynb #b2d45084
 from dataclasses import dataclass
 
 import numpy as np
 import shapely
 
 from .boundaries import MARGIN, depth_under
-from .midlines import Midline, directions
+from .midlines import directions
 
 # %% ../nbs/69_pairing.ipynb #73b6f6d7
 @dataclass
