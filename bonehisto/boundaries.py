@@ -30,7 +30,7 @@ def check_pixel_size(
         raise MeasureError(f"pixel_size_um is {size[0]:g}: give the micrometres per pixel, between 0.01 and 20, e.g. 0.5")
     return float(size[0])
 
-# %% ../nbs/67_boundaries.ipynb #4c1b822f
+# %% ../nbs/67_boundaries.ipynb #d35aedf1
 def check_class_map(
     class_map,    # (H, W) integer class ids
     ids,          # ids that may occur
@@ -39,8 +39,8 @@ def check_class_map(
     "`(class_map, roi)` as uint8 and bool (roi never None); `MeasureError` for a wrong shape, size or id."
     class_map = np.asarray(class_map)
     if class_map.ndim != 2 or class_map.size == 0: raise MeasureError(f"class_map has shape {class_map.shape}: expected (H, W) class ids")
-    if class_map.dtype.kind not in "bui":
-        raise MeasureError(f"class_map holds {class_map.dtype} values: expected integer class ids {list(ids)}")
+    if class_map.dtype.kind not in "bui" and not (class_map.dtype.kind == "f" and np.array_equal(class_map, np.rint(class_map))):
+        raise MeasureError(f"class_map holds {class_map.dtype} values that are no class ids: expected integer class ids {list(ids)}")
     unknown = sorted(set(np.unique(class_map).tolist()) - set(ids))
     if unknown: raise MeasureError(f"class_map holds the ids {unknown[:8]}: expected only {list(ids)}")
     if roi is None: return class_map.astype(np.uint8), np.ones(class_map.shape, bool)

@@ -122,7 +122,7 @@ def test_a_class_map_says_what_is_wrong_with_it():
     with pytest.raises(MeasureError, match=r"ids \[5\]"): check_class_map(np.full((3, 3), 5), (0, 1, 2))
     with pytest.raises(MeasureError, match="shape"): check_class_map(np.zeros((3, 3, 3), int), (0, 1))
     with pytest.raises(MeasureError, match="roi"): check_class_map(np.zeros((3, 3), int), (0, 1), np.ones((2, 2), bool))
-    with pytest.raises(MeasureError, match="float"): check_class_map(np.zeros((3, 3)), (0, 1))
+    with pytest.raises(MeasureError, match="float"): check_class_map(np.full((3, 3), 0.5), (0, 1))
 
 
 def test_polylines_follow_the_mask_on_their_right_hand_side():
