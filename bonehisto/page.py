@@ -4,12 +4,13 @@
 __all__ = ['DASH', 'WIDTH_IN', 'DPI', 'RunFolder', 'as_text', 'undefined', 'decimals', 'number', 'text', 'heading', 'missing',
            'keys', 'warnings', 'table', 'letter', 'canvas', 'figure', 'numbered']
 
-# %% ../nbs/82_page.ipynb #dd578fb0
+# %% ../nbs/82_page.ipynb #f0a02754
 import base64, io, math, string
 from functools import lru_cache
 from pathlib import Path
 from statistics import median
 
+import numpy as np
 import pandas as pd
 import yaml
 from matplotlib.figure import Figure
@@ -68,16 +69,17 @@ def decimals(
     if all(x == int(x) for x in v): return 0
     return int(min(6, max(0, digits - 1 - math.floor(math.log10(median([x for x in v if x]))))))
 
-# %% ../nbs/82_page.ipynb #1f99768e
+# %% ../nbs/82_page.ipynb #b203a804
 def number(
     value,   # a number, a text, None or NaN
     places,  # decimal places; None: three significant figures
 ):
     "The value as a cell prints it; undefined is a dash, and nothing that is not zero is printed as zero."
     if undefined(value): return DASH
-    if isinstance(value, (bool, str)) or not hasattr(value, "__float__"): return str(value)
+    if isinstance(value, (bool, np.bool_)): return "yes" if value else "no"
+    if isinstance(value, str) or not hasattr(value, "__float__"): return str(value)
     v = float(value); out = f"{v:.{decimals([v]) if places is None else places}f}"
-    return f"{v:.1e}" if v and not float(out) else out
+    return (f"{v:.1e}" if v and not float(out) else out).replace("-", "−" if v < 0 and abs(v) >= 1e-6 else "-")
 
 # %% ../nbs/82_page.ipynb #baaffd8f
 def text(words, small=False): return {"kind": "text", "text": words, "small": small}

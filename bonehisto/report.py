@@ -107,12 +107,12 @@ def _duration(seconds):
     m, s = divmod(round(seconds), 60)
     return f"{s} s" if m < 1 else f"{m} min {s} s" if m < 60 else f"{m // 60} h {m % 60} min"
 
-# %% ../nbs/87_report.ipynb #5eec2fb9
+# %% ../nbs/87_report.ipynb #9c3c8287
 CONVENTIONS = (
     ("Frame", "T.Ar is the analysed compartment; pixels outside an ROI polygon leave it. The frame border is not bone surface."),
-    ("Perimeter", "One estimator for every length, nearly free of bias on smooth shapes (crack counting reads 28 % high, marching squares on the raw mask 5.5 %)."),
+    ("Lengths", "One estimator for all: marching squares on the mask after a Gaussian of 1 px, +0.2 % on smooth shapes (crack counting reads 28 % high, marching squares on the raw mask 5.5 %)."),
     ("Fluorescence areas", "B.Ar is bone, osteoid and label together; mineralised bone is bone and label."),
-    ("MAR", "Interlabel area over the mean length of the two midlines, divided by the interval between the midpoints of the dosing courses and by the section factor."),
+    ("MAR", "Interlabel area over the length along which two labels face each other (mean of both midlines), divided by the interval between the midpoints of the dosing courses and by the section factor."),
     ("MS/BS", "(dLS + sLS/2) / BS. Unresolved double labels count as double here and never enter MAR."),
     ("Pooling", "Per subject by ratio of sums over its ROIs, never by the mean of ratios."),
     ("Plate model", "Tb.Th = 2 BV/BS, Tb.N = (BV/TV) / Tb.Th, Tb.Sp = Tb.Th (TV/BV − 1)."),
@@ -124,10 +124,10 @@ def assumptions_section(run):
     study, record = run.study, run.record
     days = (study.get("labels") or {}).get("dosing_days") if isinstance(study.get("labels"), dict) else None
     rows = [("Section correction", SECTION.get(str(study.get("section", "none")), str(study.get("section")))),
-            ("Dosing days", "; ".join(", ".join(map(str, course)) for course in days) if days else "not given in the manifest"),
+            ("Dosing days", "; ".join(", ".join(f"{d:g}" if isinstance(d, (int, float)) else str(d) for d in course) for course in days) if days else "not given in the manifest"),
             ("Interval", f"{one_interval(run):g} d between the midpoints of the courses" if one_interval(run) else "differs between subjects or is not given: see the ROI table")]
     blocks = [table(pd.DataFrame([*rows, *CONVENTIONS], columns=["what", "assumed"]), "What the numbers rest on.")]
-    parameters = [(s, k, str(v)) for s, p in (record.get("parameters") or {}).items() if isinstance(p, dict) for k, v in p.items() if k != "run"]
+    parameters = [(s, k, ", ".join(map(str, v)) if isinstance(v, list) else DASH if v in ("", None) else str(v)) for s, p in (record.get("parameters") or {}).items() if isinstance(p, dict) for k, v in p.items() if k != "run"]
     blocks.append(table(pd.DataFrame(parameters, columns=["step", "parameter", "value"]), f"Every parameter of every step (profile {record.get('profile', 'not recorded')}), seeds and thresholds among them.") if parameters else missing("run.json records no parameters: the runner writes them."))
     return {"id": "assumptions", "title": "Assumptions and settings", "blocks": blocks}
 
@@ -149,14 +149,15 @@ def provenance_section(run):
     if notes is not None: blocks.append(table(notes, "Notes on the images: conversions made while reading."))
     return {"id": "provenance", "title": "Versions and times", "blocks": blocks}
 
-# %% ../nbs/87_report.ipynb #b19bb7be
+# %% ../nbs/87_report.ipynb #ab981810
 BANNER = "Research use, no diagnosis."
 SECTIONS = (summary_section, inventory_section, examples_section, pretraining_section, embeddings_section, router_section, segmentation_section,
             truth_section, measures_section, groups_section, assumptions_section, provenance_section)
 
 def marked_words(text):
-    "The text, escaped, with `words in backticks` as code."
-    return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(text))))
+    "The text, escaped, with `words in backticks` as code and powers of mm and um raised."
+    raised = re.sub(r"\bmm([23])\b", lambda m: "mm" + "²³"[int(m[1]) - 2], str(escape(text)))
+    return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", raised))
 
 def write_report(
     run,  # run folder

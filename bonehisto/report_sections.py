@@ -189,7 +189,7 @@ def score_cells(
         if c in s: rows = rows.merge(s.groupby(by)[c].max().reset_index(), on=by, how="left")
     return rows
 
-# %% ../nbs/86_report_sections.ipynb #f1d62830
+# %% ../nbs/86_report_sections.ipynb #814e791d
 def router_section(run):
     "Scores with intervals, confusion of held-out subjects, hard cases."
     blocks = [text("A linear classifier on frozen features sends each tile to the head of its domain. It abstains where its calibrated probability is low or the tile lies far from every training feature; an abstained tile is reported and goes to no head.")]
@@ -199,7 +199,7 @@ def router_section(run):
     if c is None: blocks.append(missing(run.why["router_confusion.csv"]))
     else:
         fig, axes = canvas(.62 * len(c) + 1.1, 1, 1, width=5.4); plot_confusion(c, axes[0, 0])
-        blocks.append(figure(fig, "Where the router sent the tiles of held-out subjects: counts, and share of the row.", run.path / "figures/router_confusion.png"))
+        blocks.append(figure(fig, "Where the router sent the tiles of test subjects, and those of a third domain where there are any: counts, and share of the row.", run.path / "figures/router_confusion.png"))
     h = run.table("hard_cases.csv", "route")
     if h is None: blocks.append(missing(run.why["hard_cases.csv"]))
     else:
@@ -207,7 +207,7 @@ def router_section(run):
         blocks.append(figure(fig, "Hard cases: plain tiles made grey, padded, saturated, blank, noisy or blurred, and tiles of a third domain. Right or abstained is safe, sent wrong is not.", run.path / "figures/hard_cases.png"))
     return {"id": "router", "title": "Router", "blocks": blocks}
 
-# %% ../nbs/86_report_sections.ipynb #48e408a1
+# %% ../nbs/86_report_sections.ipynb #ad1fe0b6
 def segmentation_section(run):
     "Training curves and scores of the heads, and how each ROI was put together."
     blocks = []
@@ -220,7 +220,7 @@ def segmentation_section(run):
     if s is None: blocks.append(missing(run.why["head_scores.csv"]))
     else: blocks += _score_blocks(run, s)
     r = run.table("roi_segmentation.csv", "segment")
-    blocks.append(missing(run.why["roi_segmentation.csv"]) if r is None else table(r, "How each ROI was segmented."))
+    blocks.append(missing(run.why["roi_segmentation.csv"]) if r is None else table(r.dropna(axis=1, how="all"), "How each ROI was segmented: its tiles, those that are blank, abstained from or sent to another domain's head, and the mean confidence."))
     return {"id": "segmentation", "title": "Segmentation", "blocks": blocks}
 
 def _score_blocks(run, s):

@@ -10,7 +10,7 @@ import seaborn as sns
 
 from .look import CYCLE, INK, PALE, colours, dress, group_order, legend, pretty, say
 
-# %% ../nbs/83_result_figures.ipynb #866a329f
+# %% ../nbs/83_result_figures.ipynb #ab97e322
 def plot_truth(
     table,  # rows: parameter, measured, true; `source` (what was measured) colours the points where there are several
     axes,   # array of Axes, one a parameter; those left over are hidden
@@ -25,7 +25,7 @@ def plot_truth(
         for source, part in (t.groupby("source", sort=False) if hue else [(None, t)]):
             error = 100 * (part["measured"] / part["true"] - 1).abs().replace(np.inf, np.nan)
             words = f"{error.median():.1f} %, worst {error.max():.1f} %" if error.notna().any() else "true value is zero"
-            ax.scatter(part["true"], part["measured"], s=18, alpha=.75, linewidth=0, color=table_of.get(source, CYCLE[0]), label=(str(source).split()[0] if source else "median") + " " + words)
+            ax.scatter(part["true"], part["measured"], s=18, alpha=.75, linewidth=0, color=table_of.get(source, CYCLE[0]), zorder=4 if str(source).startswith("predicted") else 3, label=(str(source).split()[0] if source else "median") + " " + words)
         low, high = t[["measured", "true"]].min().min(), t[["measured", "true"]].max().max(); pad = .08 * (high - low or abs(high) or 1)
         ax.plot([low - pad, high + pad], [low - pad, high + pad], color=PALE, linewidth=.8, zorder=0)
         ax.set(xlim=(low - pad, high + pad), ylim=(low - pad, high + (2 + 1.6 * max(1, len(table_of))) * pad)); ax.locator_params(nbins=4)

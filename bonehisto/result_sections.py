@@ -26,7 +26,7 @@ def judged(
     seen = t["source"].astype(str).str.startswith("predicted") & (t["split"] != "test")
     return t[~seen]
 
-# %% ../nbs/86_result_sections.ipynb #e5f09b2e
+# %% ../nbs/86_result_sections.ipynb #445a6bf5
 def truth_section(run):
     "Scatter with identity line per parameter, and the errors as a table."
     t, made = judged(run), {"id": "truth", "title": "Measured against true parameters", "blocks": []}
@@ -39,14 +39,16 @@ def truth_section(run):
     made["blocks"] = [text("The true parameters of this study are known. Every point is a subject; the line is identity. Predicted maps are shown for test subjects only, given masks for all."),
                       figure(fig, "Measured against true; the legends give the median and the worst absolute error of each source.", run.path / "figures/truth.png")]
     summary = run.table("truth_summary.csv", "summarise")
-    if summary is not None: made["blocks"].append(table(summary.assign(parameter=summary["parameter"].map(pretty)), "Errors against truth as the step `summarise` computed them: median and worst absolute relative error, bias, and worst difference in the parameter's own unit. Below 0.3 percentage points an error of MS/BS, OS/BS or OV/BV counts as none."))
+    if summary is not None:
+        summary = summary[[*[c for c in ("parameter", "source", "subjects") if c in summary], *[c for c in summary if c not in ("parameter", "source", "subjects")]]]
+        made["blocks"].append(table(summary.assign(parameter=summary["parameter"].map(pretty)), "Errors against truth as the step `summarise` computed them: median and worst absolute relative error, bias, and worst difference in the parameter's own unit. Below 0.3 percentage points an error of MS/BS, OS/BS or OV/BV counts as none."))
     return made
 
-# %% ../nbs/86_result_sections.ipynb #d0ddefa1
+# %% ../nbs/86_result_sections.ipynb #cd8bf40e
 TABLES = {"Primary measurements (2D, never converted)": ("T.Ar (mm2)", "B.Ar (mm2)", "Md.Ar (mm2)", "O.Ar (mm2)", "Ma.Ar (mm2)", "B.Pm (mm)", "Md.Pm (mm)", "O.Pm (mm)", "Q.Pm (mm)", "sL.Pm (mm)", "dL.Pm (mm)", "uL.Pm (mm)", "Ir.L.Ar (mm2)"),
           "Structure": ("BV/TV (%)", "Md.V/TV (%)", "BS/BV (mm2/mm3)", "BS/TV (mm2/mm3)", "Tb.Th (um)", "Tb.N (1/mm)", "Tb.Sp (um)"),
           "Osteoid": ("OV/BV (%)", "OV/TV (%)", "OS/BS (%)", "QS/BS (%)", "O.Th (um)", "O.Th direct (um)"),
-          "Labels and bone formation": ("sLS/BS (%)", "dLS/BS (%)", "uLS/BS (%)", "MS/BS (%)", "MS/OS (%)", "MAR (um/d)", "Aj.AR (um/d)", "BFR/BS (um3/um2/yr)", "BFR/BV (%/yr)", "BFR/TV (%/yr)", "Omt (d)", "Mlt (d)")}
+          "Labels and bone formation": ("T.Ar of label sections (mm2)", "B.Pm of label sections (mm)", "sLS/BS (%)", "dLS/BS (%)", "uLS/BS (%)", "MS/BS (%)", "MS/BS dLS only (%)", "MS/BS unresolved as single (%)", "MS/OS (%)", "MAR (um/d)", "Aj.AR (um/d)", "BFR/BS (um3/um2/yr)", "BFR/BV (%/yr)", "BFR/TV (%/yr)", "Omt (d)", "Mlt (d)")}
 BASIS = ("T.Ar (mm2)", "B.Pm (mm)")
 
 def undefined_reasons(
@@ -97,7 +99,7 @@ def one_interval(run):
     rois = run.table("rois.csv", "inventory"); v = rois["interval_days"].dropna().unique() if rois is not None and "interval_days" in rois else []
     return float(v[0]) if len(v) == 1 else None
 
-# %% ../nbs/86_result_sections.ipynb #fa4628a7
+# %% ../nbs/86_result_sections.ipynb #2267189c
 def groups_section(run):
     "One panel a parameter, and the summary table."
     s, summary = run.table("subject_parameters.csv", "summarise"), run.table("group_summary.csv", "summarise")
@@ -122,6 +124,6 @@ def group_table(
     out = []
     for p in parameters:
         part = summary[summary["parameter"] == p]; places = decimals(part["mean"])
-        cells = {r.group: number(r.mean, places) + (f" ({number(r.low, places)}–{number(r.high, places)}; {r.n})" if np.isfinite(r.low) else f" ({r.n})") for r in part.itertuples()}
+        cells = {r.group: number(r.mean, places) + (f" ({number(r.low, places)}{'–' if r.low >= 0 else ' to '}{number(r.high, places)}; {r.n})" if np.isfinite(r.low) else f" ({r.n})") for r in part.itertuples()}
         out.append({"parameter": pretty(p)} | {pretty(g): cells[g] for g in sorted(cells, key=group_order)})
     return pd.DataFrame(out).fillna(DASH)
