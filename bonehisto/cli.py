@@ -3,8 +3,8 @@
 # %% auto #0
 __all__ = ['app', 'console', 'check', 'phantom', 'run', 'segment', 'measure', 'main']
 
-# %% ../nbs/96_cli.ipynb #b6da1a6a
-import sys
+# %% ../nbs/96_cli.ipynb #5ae59c09
+import signal, sys
 from pathlib import Path
 from typing import Annotated, Optional
 
@@ -49,7 +49,7 @@ def phantom(
     from bonehisto.phantom import draw_study
     _say(f"wrote {draw_study(out, subjects=subjects, rois=rois, seed=seed, size_px=size_px)}")
 
-# %% ../nbs/96_cli.ipynb #d51b7b25
+# %% ../nbs/96_cli.ipynb #5415b630
 @app.command()
 def run(
     manifest: Annotated[Path, typer.Argument(help="the study's data_manifest.yaml")],
@@ -68,7 +68,7 @@ def run(
     with console.status("") as status:
         ok = run_study(manifest, out, profile, p or (), [s.strip() for s in steps.split(",") if s.strip()] if steps else None, say=_say,
                        show=(lambda where, line: status.update(f"{where} {line}")) if console.is_terminal else None)
-    from bonehisto.report import summary_text
+    from bonehisto.summary import summary_text
     _say(summary_text(out))
     if (out / "report.html").exists(): _say(f"report: {out / 'report.html'}")
     if not ok: raise typer.Exit(1)
@@ -104,9 +104,13 @@ def measure(
     from bonehisto.measure import measure_files
     _say(measure_files(masks, manifest, out))
 
-# %% ../nbs/96_cli.ipynb #ed4a879b
+# %% ../nbs/96_cli.ipynb #2a0a033a
+def _stop(number, frame): raise KeyboardInterrupt
+
 def main():
     "Entry point of the `bonehisto` command."
+    signal.signal(signal.SIGTERM, _stop)  # a polite kill ends like Ctrl-C: no step is left running
+    signal.signal(signal.SIGINT, _stop)   # also where a shell started this in the background, which ignores it
     try: code = app(standalone_mode=False)
     except click.ClickException as e: e.show(); sys.exit(2)
     except UserError as e:
