@@ -12,7 +12,8 @@ from bonehisto.encoder import create_encoder, save_encoder
 from bonehisto.files import UserError
 from bonehisto.images import read_mask
 from bonehisto.router import Router
-from bonehisto.segment import ArrayReader, Model, encode_tiles, load_model, segment_files, segment_many, segment_roi
+from bonehisto.model import Model, encode_tiles, load_model
+from bonehisto.segment import segment_files, segment_many, segment_roi
 from bonehisto.tiling import tile_roi
 from bonehisto.trained_head import Head, encoder_digest
 
@@ -118,7 +119,8 @@ def test_no_head_no_map_and_the_router_still_speaks(model):
     found = segment_roi(texture(448, 448, 1, *DARK), Model(model.encoder, model.router, {}))
     assert found.state == "no head" and found.domain == "fluorescence" and found.class_map is None and len(found.tiles) == 5
     one = Model(model.encoder, model.router, {"brightfield": model.heads["brightfield"]})
-    assert segment_roi(texture(448, 448, 1, *DARK), one).state == "no head"
+    refused = segment_roi(texture(448, 448, 1, *DARK), one)
+    assert refused.state == "no head" and "no head for fluorescence: heads exist for brightfield" in refused.note
 
 
 def test_files_are_segmented_from_a_run_folder_as_in_memory(model, run, tmp_path):
