@@ -21,10 +21,12 @@ demo: $(READY)
 	test -f data/phantom/data_manifest.yaml || $(BIN)/bonehisto phantom data/phantom
 	$(BIN)/bonehisto run data_manifest.yaml --out runs/demo --profile demo $(if $(THIRD),-p route.third_domain=$(THIRD))
 
+# Two processes with one thread each; the project tests first, since everything else stands on the export.
+ON_PATH := PATH="$(CURDIR)/$(BIN):$$PATH" BONEHISTO_THREADS=1 OMP_NUM_THREADS=1
 test: $(READY)
-	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest -q tests/test_project.py
-	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/nbdev_test --n_workers 2 --do_print
-	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest -q tests --ignore tests/test_project.py
+	$(ON_PATH) $(BIN)/python -m pytest -q -n 2 tests/test_project.py
+	$(ON_PATH) $(BIN)/nbdev_test --n_workers 2
+	$(ON_PATH) $(BIN)/python -m pytest -q -n 2 --dist loadfile --durations 10 tests --ignore tests/test_project.py
 
 lab: $(READY)
 	$(BIN)/jupyter lab --notebook-dir nbs
