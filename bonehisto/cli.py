@@ -49,7 +49,7 @@ def phantom(
     from bonehisto.phantom import draw_study
     _say(f"wrote {draw_study(out, subjects=subjects, rois=rois, seed=seed, size_px=size_px)}")
 
-# %% ../nbs/96_cli.ipynb #5415b630
+# %% ../nbs/96_cli.ipynb #d090b39a
 @app.command()
 def run(
     manifest: Annotated[Path, typer.Argument(help="the study's data_manifest.yaml")],
@@ -64,16 +64,16 @@ def run(
     · `bonehisto run study.yaml --out runs/study --profile laptop -p pretrain.steps=500`
     · `bonehisto run study.yaml --out runs/study --steps measure,summarise,report`
     """
-    from bonehisto.pipeline import run_study
+    from bonehisto.pipeline import read_record, run_study
     with console.status("") as status:
         ok = run_study(manifest, out, profile, p or (), [s.strip() for s in steps.split(",") if s.strip()] if steps else None, say=_say,
                        show=(lambda where, line: status.update(f"{where} {line}")) if console.is_terminal else None)
     from bonehisto.summary import summary_text
     _say(summary_text(out))
     if (out / "report.html").exists(): _say(f"report: {out / 'report.html'}")
-    if not ok: raise typer.Exit(1)
+    if not ok: raise typer.Exit(2 if any(s.get("user_error") for s in read_record(out)["steps"].values()) else 1)
 
-# %% ../nbs/96_cli.ipynb #9c1d82c8
+# %% ../nbs/96_cli.ipynb #bf4e31ac
 @app.command()
 def segment(
     images: Annotated[list[Path], typer.Argument(help="image files")],
@@ -88,7 +88,7 @@ def segment(
     from bonehisto.segment import segment_files
     table = segment_files(images, model, pixel_size_um, out)
     _say(table.to_string(index=False))
-    _say(f"wrote {len(table)} maps to {out}")
+    _say(f"wrote {(table['state'] == 'segmented').sum()} maps to {out}, of {len(table)} images")
 
 # %% ../nbs/96_cli.ipynb #b44defaf
 @app.command()

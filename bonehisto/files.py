@@ -30,7 +30,7 @@ def nearest_name(
     close = get_close_matches(str(name), [str(k) for k in known], n=1, cutoff=0.6)
     return f"did you mean `{close[0]}`?" if close else "known: " + ", ".join(map(str, known))
 
-# %% ../nbs/06_files.ipynb #5c5723a1
+# %% ../nbs/06_files.ipynb #f08e2c57
 def _umask():
     "The permissions this process withholds from new files."
     mask = os.umask(0); os.umask(mask)
@@ -47,8 +47,9 @@ def atomic_path(
         yield tmp
         os.chmod(tmp, 0o666 & ~_umask())  # some writers make files that only their owner may read
         os.replace(tmp, path)
-    except OSError as e:
-        if e.errno == 28: raise UserError(f"{path}: no space left on the disk: free some and run the same command again, what is finished is kept") from e
+    except Exception as e:  # some libraries wrap the system's error in one of their own
+        if getattr(e, "errno", None) == 28 or "No space left on device" in str(e):
+            raise UserError(f"{path}: no space left on the disk: free some and run the same command again, what is finished is kept") from e
         raise
     finally:
         tmp.unlink(missing_ok=True)

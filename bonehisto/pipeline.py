@@ -13,7 +13,7 @@ from .manifest import load_manifest, save_manifest
 from .provenance import PACKAGE, code_digest, data_digest, git_commit, output_sizes, outputs_stand, step_key
 from .recipe import STEPS, notebook_path, resolve_parameters, step_named
 
-# %% ../nbs/95_pipeline.ipynb #f4664be2
+# %% ../nbs/95_pipeline.ipynb #3e8d2865
 def execute_notebook(
     notebook,    # path of the step notebook
     output,      # where the executed page goes, also when it fails
@@ -30,8 +30,7 @@ def execute_notebook(
         papermill.execute_notebook(str(notebook), str(output), parameters, kernel_name="python3", progress_bar=False, config=config, store_widget_state=False)
     except papermill.PapermillExecutionError as e:
         outcome = {"ok": False, "error": e.evalue if e.ename == "UserError" else f"{e.ename}: {e.evalue}", "user_error": e.ename == "UserError"}
-    except Exception as e:
-        outcome = {"ok": False, "error": f"{type(e).__name__}: {e}", "user_error": False}
+    except Exception as e: outcome = {"ok": False, "error": f"{type(e).__name__}: {e}", "user_error": False}
     write_json(result, outcome)
 
 # %% ../nbs/95_pipeline.ipynb #b908f9e3
@@ -103,7 +102,7 @@ def plan_run(
         plan.append((step, keys[step.name], stands))
     return plan
 
-# %% ../nbs/95_pipeline.ipynb #54f6d177
+# %% ../nbs/95_pipeline.ipynb #4f6a6c2d
 def _record_outputs(run, step, before, started):
     "Sizes of what the step wrote; files that only an earlier run of it wrote are removed."
     for path in before.get("outputs", {}):
@@ -164,7 +163,7 @@ def run_study(
         entry = {"state": "done" if outcome["ok"] else "failed", "key": key, "started": record["steps"][step.name]["started"], "seconds": seconds}
         if outcome["ok"]: entry["outputs"] = _record_outputs(run, step, before, started); say(f"{where} {seconds:6.1f} s")
         else:
-            entry |= {"reason": outcome["error"], "outputs": before.get("outputs", {})}
+            entry |= {"reason": outcome["error"], "user_error": outcome["user_error"], "outputs": before.get("outputs", {})}
             failed.add(step.name); say(f"{where} FAILED after {seconds:.0f} s: {outcome['error']}\n      its page: {run / 'notebooks' / step.notebook}")
         ended[step.name] = outcome["ok"]
         record["steps"][step.name] = entry

@@ -63,17 +63,21 @@ class Band:
         p = self.sum.max(-1) / self.total
         return self.sum.argmax(-1).astype(np.uint8), np.where(self.trust, np.rint(p * 255), 0).astype(np.uint8)
 
-# %% ../nbs/65_segment.ipynb #552c45c0
+# %% ../nbs/65_segment.ipynb #1277ac63
 def settle_domain(
     tiles,      # table with `domain` (of the router) and `blank`
     stated="",  # domain that the manifest states, or empty
 ):
-    "`(domain, note)`; the domain is empty when every tile was abstained from."
-    sent = tiles.loc[tiles["domain"] != ABSTAIN, "domain"]
-    if not len(sent): return "", "every tile was abstained from" + ("" if not tiles["blank"].all() else " (all are blank)")
+    "`(domain, note)`; the domain is empty where the tiles do not tell it."
+    plain = tiles.loc[~tiles["blank"].astype(bool), "domain"]
+    if not len(plain): return stated, "every tile is blank"
+    sent = plain[plain != ABSTAIN]
+    if not len(sent): return "", "every tile was abstained from"
+    few = f"only {len(sent)} of {len(plain)} tiles were accepted" if 2 * len(sent) < len(plain) else ""
+    if few and not stated: return "", few
     votes = sent.value_counts(); most = sorted(votes.index[votes == votes.max()])[0]
-    note = f"stated {stated}, but {votes[most]} of {len(sent)} accepted tiles look like {most}" if stated and most != stated else ""
-    return stated or most, note
+    other = f"stated {stated}, but {votes[most]} of {len(sent)} accepted tiles look like {most}" if stated and most != stated else ""
+    return stated or most, "; ".join(filter(None, [few, other]))
 
 # %% ../nbs/65_segment.ipynb #42448d97
 @dataclass
