@@ -29,3 +29,13 @@ def shared():
     if not SHARED.is_dir():
         pytest.skip(f"{SHARED} is not here: real images and reference numbers are not part of the repository")
     return SHARED
+
+
+@pytest.fixture(scope="module")
+def one_thread():
+    """Torch on one thread while a module's tests run: sums then come in one order."""
+    import torch
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)

@@ -7,13 +7,7 @@ import torch
 from bonehisto.embeddings import domain_silhouette, embed_tiles, knn_purity, neighbours, separation_table, standardise, umap_map, untrained_twin
 from bonehisto.encoder import create_encoder, load_encoder, save_encoder
 
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")

@@ -12,14 +12,7 @@ from bonehisto.pretrain import checkpoint_settings, pretrain, pretraining_rows
 from bonehisto.views import Augmentation, make_views, view_generator
 
 SMALL = dict(steps=8, batch=6, n_local=2, global_px=32, local_px=16, projector_width=32, n_directions=32, checkpoint_every=3, rank_every=2, device="cpu")
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")
