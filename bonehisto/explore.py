@@ -54,7 +54,7 @@ def picture(px):
     "An empty picture widget, `px` pixels wide."
     return widgets.Image(format="png", layout={"width": f"{px}px", "flex": "0 0 auto"})
 
-# %% ../nbs/92_explore.ipynb #789ef200
+# %% ../nbs/92_explore.ipynb #4583d3f9
 class Explorer(widgets.VBox):
     "A map of tiles, one tile and its neighbours. `.tile.value` is the row shown, `.colour.value` the column, `.near` the neighbours' rows."
     def __init__(self,
@@ -97,7 +97,7 @@ class Explorer(widgets.VBox):
         wrap = {"flex_flow": "row wrap"}
         near = [widgets.VBox(pair) for pair in zip(self.small, self.walk)]
         return [widgets.HBox([self.colour, self.roi, self.tile], layout=wrap),
-                widgets.HBox([self.map, widgets.VBox([self.large, self.facts])], layout=wrap),
+                widgets.HBox([self.map, widgets.VBox([self.large, self.facts])], layout={**wrap, "align_items": "flex-start"}),
                 self.others, widgets.HBox(near, layout=wrap)]
 
     def go_to(self, i):

@@ -49,6 +49,12 @@ def test_help_shows_examples():
         assert done.returncode == 0 and f"bonehisto {command}" in " ".join(done.stdout.split())
 
 
+@pytest.mark.parametrize("args, says", [((), "Usage"), (("frob",), "No such command"), (("run",), "Missing argument"), (("check", "--frob"), "No such option")])
+def test_a_wrong_call_shows_usage_and_no_stack_trace(args, says):
+    done = bonehisto(*args)
+    assert done.returncode == 2 and says in done.stdout + done.stderr and "Traceback" not in done.stderr
+
+
 def test_check_shows_the_inventory(study):
     done = bonehisto("check", study / "m.yaml")
     assert done.returncode == 0 and "3 subjects, 3 ROIs" in done.stdout, done.stderr
