@@ -54,7 +54,7 @@ def picture(px):
     "An empty picture widget, `px` pixels wide."
     return widgets.Image(format="png", layout={"width": f"{px}px", "flex": "0 0 auto"})
 
-# %% ../nbs/92_explore.ipynb #4583d3f9
+# %% ../nbs/92_explore.ipynb #61ef30b3
 class Explorer(widgets.VBox):
     "A map of tiles, one tile and its neighbours. `.tile.value` is the row shown, `.colour.value` the column, `.near` the neighbours' rows."
     def __init__(self,
@@ -118,7 +118,8 @@ class Explorer(widgets.VBox):
         self.roi.value = str(row["roi"])
         self.map.value = map_png(self.table, self.colour.value, self.tile.value, self.near)
         self.large.value = tile_png(self.tiles[self.tile.value])
-        self.facts.value = f"<b>{escape(str(row['tile']))}</b><br>" + "<br>".join(f"{c} {escape(str(row[c]))}" for c in FACTS if c in row)
+        facts = [f"<b>{escape(str(row['tile']))}</b>", *(f"{c} {escape(str(row[c]))}" for c in FACTS if c in row)]
+        self.facts.value = f"<div style='line-height: 1.35'>{'<br>'.join(facts)}</div>"
         self.draw_near(score[0][found])
 
     def draw_near(self, score):
