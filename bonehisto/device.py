@@ -2,15 +2,14 @@
 
 # %% auto #0
 __all__ = ['PACKAGES', 'torch_vision_ready', 'pick_device', 'pick_precision', 'autocast', 'cpu_count', 'set_threads',
-           'seed_everything', 'package_versions', 'describe_machine']
+           'package_versions', 'describe_machine']
 
-# %% ../nbs/05_device.ipynb #d16997f8
-import os, platform, random, sys
+# %% ../nbs/05_device.ipynb #ab7f0bbb
+import os, platform, sys
 from importlib import metadata
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # read when torch loads: idle threads that spin slow down everyone who shares the cores
 
-import numpy as np
 import torch
 
 # %% ../nbs/05_device.ipynb #2426d393
@@ -69,14 +68,6 @@ def set_threads(
     n = int(n or os.environ.get("BONEHISTO_THREADS") or cpu_count())
     torch.set_num_threads(n)
     return n
-
-# %% ../nbs/05_device.ipynb #c8dd6c1b
-def seed_everything(
-    seed,  # int
-):
-    "Seed Python, numpy and torch; returns `seed`."
-    random.seed(seed); np.random.seed(seed % 2**32); torch.manual_seed(seed)
-    return seed
 
 # %% ../nbs/05_device.ipynb #68be178e
 PACKAGES = ("bonehisto", "torch", "timm", "numpy", "scipy", "scikit-image", "scikit-learn", "pandas", "umap-learn", "papermill")

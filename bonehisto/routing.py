@@ -3,24 +3,22 @@
 # %% auto #0
 __all__ = ['subject_share', 'calibration_error', 'confusion_table', 'router_scores', 'hard_case_table']
 
-# %% ../nbs/52_routing.ipynb #938c83c8
+# %% ../nbs/52_routing.ipynb #ba897e98
 import numpy as np
 import pandas as pd
-from scipy import stats
 
-# %% ../nbs/52_routing.ipynb #88612122
+# %% ../nbs/52_routing.ipynb #734e4beb
+from .intervals import mean_interval
 from .router import ABSTAIN
 
-# %% ../nbs/52_routing.ipynb #25adeedd
+# %% ../nbs/52_routing.ipynb #99ef93bb
 def subject_share(
     flags,     # (N,) bool, one a tile
     subjects,  # (N,)
 ):
     "`(mean, low, high)` over subjects of the share of flagged tiles; NaN ends for a single subject."
     shares = pd.Series(np.asarray(flags, float)).groupby(np.asarray(subjects)).mean().to_numpy()
-    if len(shares) < 2: return (float(shares.mean()) if len(shares) else np.nan), np.nan, np.nan
-    half = stats.t.ppf(0.975, len(shares) - 1) * shares.std(ddof=1) / len(shares) ** 0.5
-    return float(shares.mean()), *(float(np.clip(shares.mean() + s * half, 0, 1)) for s in (-1, 1))
+    return mean_interval(shares, low=0, high=1)[:3]
 
 # %% ../nbs/52_routing.ipynb #cea265cf
 def calibration_error(

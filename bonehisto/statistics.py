@@ -4,13 +4,13 @@
 __all__ = ['ROUGH_BELOW', 'NOT_PARAMETERS', 'BARS', 'FLOORS', 'COMPARED', 'ratio_interval', 'bca_interval', 'parameter_columns',
            'summarise_groups', 'pair_with_truth', 'compare_with_truth', 'compare_sources']
 
-# %% ../nbs/80_statistics.ipynb #45574801
+# %% ../nbs/80_statistics.ipynb #c23feee5
 import numpy as np
 import pandas as pd
 from scipy import stats
 
 from .boundaries import MeasureError
-from .scores import mean_interval
+from .intervals import mean_interval
 
 # %% ../nbs/80_statistics.ipynb #18f60b45
 ROUGH_BELOW = 6  # ROIs; with fewer an interval is called rough

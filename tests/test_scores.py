@@ -7,7 +7,8 @@ from hypothesis.extra.numpy import arrays
 from scipy import ndimage, stats
 from sklearn.metrics import confusion_matrix, f1_score, jaccard_score
 
-from bonehisto.scores import (confusion, count_roi, detection_counts, dice, f1, iou, mean_interval, object_counts, pieces, present, score_table, subject_scores, tissue_mean)
+from bonehisto.intervals import mean_interval
+from bonehisto.scores import (confusion, count_roi, detection_counts, dice, f1, iou, object_counts, pieces, present, score_table, subject_scores, tissue_mean)
 
 maps = arrays(np.uint8, (9, 11), elements=st.integers(0, 3))
 
