@@ -38,6 +38,7 @@ def phantom(
     out: Annotated[Path, typer.Argument(help="folder for the study")],
     subjects: Annotated[int, typer.Option(help="number of subjects", min=3)] = 12,
     rois: Annotated[int, typer.Option(help="ROIs per subject and modality", min=1)] = 2,
+    fluorescence_rois: Annotated[Optional[int], typer.Option(help="of fluorescence, where another number is wanted", min=1)] = None,
     seed: Annotated[int, typer.Option(help="same seed, same bytes")] = 0,
     size_px: Annotated[int, typer.Option(help="width and height of a ROI in pixels", min=128)] = 1024,
 ):
@@ -46,7 +47,7 @@ def phantom(
     Example: `bonehisto phantom data/phantom --subjects 12 --rois 2 --seed 0`
     """
     from bonehisto.phantom import draw_study
-    _say(f"wrote {draw_study(out, subjects=subjects, rois=rois, seed=seed, size_px=size_px)}")
+    _say(f"wrote {draw_study(out, subjects=subjects, rois={'brightfield': rois, 'fluorescence': fluorescence_rois or rois}, seed=seed, size_px=size_px)}")
 
 # %% ../nbs/96_cli.ipynb #d090b39a
 @app.command()

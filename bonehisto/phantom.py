@@ -99,7 +99,7 @@ DOSING_DAYS = [[1, 2, 3], [16, 17, 18]]  # midpoints 15 days apart
 
 def plan_study(subjects, rois, seed, pixel_size_um):
     "Subjects as manifest entries, and one drawing job (dict) per ROI."
-    pixel_size_um = pixel_size_um if isinstance(pixel_size_um, dict) else dict.fromkeys(MILD, pixel_size_um)
+    pixel_size_um, rois = (v if isinstance(v, dict) else dict.fromkeys(MILD, v) for v in (pixel_size_um, rois))
     people, jobs = [], []
     for n in range(subjects):
         rng = np.random.default_rng([seed, 22, n])
@@ -108,7 +108,7 @@ def plan_study(subjects, rois, seed, pixel_size_um):
         own, name = vary(GROUPS[group], rng), f"S{n + 1:02d}"
         people.append({"id": name, "group": group, "covariates": {"batch": batch + 1, "stain": stain, "dyes": " + ".join(dyes)}})
         for domain in MILD:
-            for k in range(rois):
+            for k in range(rois[domain]):
                 fault = {str(rng.choice(MILD[domain])): round(float(rng.uniform(0.1, 0.4)), 2)} if rng.random() < 0.25 else {}
                 jobs.append(dict(roi=f"{name}_{domain[:2]}_{k + 1}", subject=name, group=group, modality=domain, pixel_size_um=pixel_size_um[domain],
                                  draw=dict(domain=domain, seed=int(rng.integers(2**31)), pixel_size_um=pixel_size_um[domain], parameters=vary(own, rng, 0.5),
@@ -141,14 +141,14 @@ def pool_truth(rois):
 def draw_study(
     out,                # folder
     subjects=12,
-    rois=2,             # per subject and modality
+    rois=2,             # per subject and modality, or {"brightfield": ..., "fluorescence": ...}
     seed=0,
     size_px=1024,
     pixel_size_um=0.5,  # or {"brightfield": ..., "fluorescence": ...}
     workers=2,          # processes
 ):
     "Draws a study into `out` and returns the path of its data_manifest.yaml; beside it images/, masks/, truth.csv (per ROI), truth_subjects.csv and truth_labels.csv (per label stretch)."
-    if subjects < 1 or rois < 1: raise UserError(f"subjects is {subjects}, rois is {rois}: give 1 or more of each")
+    if subjects < 1 or min(rois.values() if isinstance(rois, dict) else [rois]) < 1: raise UserError(f"subjects is {subjects}, rois is {rois}: give 1 or more of each")
     out = Path(out)
     people, jobs = plan_study(subjects, rois, seed, pixel_size_um)
     work = Parallel(n_jobs=min(workers, len(jobs)), return_as="generator")(delayed(draw_job)(job, out, size_px) for job in jobs)
@@ -162,6 +162,6 @@ def draw_study(
              "rois": [{"id": j["roi"], "image": f"images/{j['roi']}.png", "subject": j["subject"], "modality": j["modality"],
                        "pixel_size_um": j["pixel_size_um"], "mask": f"masks/{j['roi']}.png"} for j in jobs]}
     with atomic_path(out / "data_manifest.yaml") as tmp:  # last: a manifest stands only over a whole study
-        tmp.write_text(f"# Drawn by `bonehisto phantom`: {subjects} subjects, {rois} ROIs each and modality, seed {seed}. Truth per ROI in truth.csv, per label stretch in truth_labels.csv.\n"
+        tmp.write_text(f"# Drawn by `bonehisto phantom`: {len(people)} subjects, {len(jobs)} ROIs, seed {seed}. Truth per ROI in truth.csv, per label stretch in truth_labels.csv.\n"
                        + yaml.safe_dump(study, sort_keys=False, default_flow_style=None, width=200))
     return out / "data_manifest.yaml"
