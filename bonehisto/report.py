@@ -17,7 +17,7 @@ from markupsafe import Markup, escape
 from .files import atomic_path
 from .look import group_order, pretty
 from .page import DASH, RunFolder, as_text, canvas, figure, keys, missing, numbered, table, text, warnings
-from .report_sections import embeddings_section, examples_section, inventory_section, pretraining_section, router_section, segmentation_section
+from .report_sections import embeddings_section, examples_section, inventory_section, pretraining_section, router_section, run_verdict, segmentation_section
 from .result_figures import plot_times
 from .result_sections import groups_section, judged, measures_section, one_interval, truth_section
 
@@ -33,6 +33,8 @@ def run_warnings(
         if bare.any(): said.append(f"{_of(bare)} have no mask: {'the heads could not be trained' if bare.all() else 'they take no part in training and scoring'}.")
         if unsized.any(): said.append(f"{_of(unsized)} have an unknown pixel size: histomorphometry is left out for them.")
         if lone.any(): said.append(f"{_of(lone)} have no stated modality: the router decided.")
+    state, verdict = run_verdict(run) or ("", "")
+    if state == "collapsed": said.append(f"Pretraining {verdict[0].lower()}{verdict[1:]}")
     s = run.table("roi_segmentation.csv", "segment")
     if s is not None and {"state", "note"} <= set(s):
         left = s["state"] != "segmented"; why = as_text(s["note"]).where(as_text(s["note"]) != "", s["state"].map({"abstained": "the router abstained from every tile"}).fillna(s["state"]))

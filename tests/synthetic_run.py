@@ -6,6 +6,7 @@ from PIL import Image
 
 from bonehisto.files import write_json, write_table
 from bonehisto.images import write_mask
+from bonehisto.token_pictures import TokenPictures, save_pictures
 
 GROUPS = {"low": (.45, 8, 6), "normal": (.6, 16, 25), "high": (.9, 28, 80)}  # MAR, BV/TV, BFR/BS
 SCORES = ("dice", "iou", "detection_f1", "object_f1")
@@ -48,8 +49,11 @@ def make_run(folder, size=320, per_group=4, steps=200, seed=0):
     place = {"brightfield": -4, "fluorescence": 4}; n = len(tiles); at = tiles["modality"].map(place).to_numpy()
     embeddings = tiles[["tile"]].assign(umap_x=at + rng.normal(0, 1, n), umap_y=rng.normal(0, 1, n), umap_random_x=at / 3 + rng.normal(0, 1, n), umap_random_y=rng.normal(0, 1, n))
     fall = np.exp(-np.arange(steps) / 40)
-    log = pd.DataFrame({"step": np.arange(1, steps + 1), "loss": .5 + fall + rng.normal(0, .04, steps), "invariance": .2 + .5 * fall, "sigreg_ratio": 1.1 + 4 * fall, "rank_projection": np.where(np.arange(steps) % 5, np.nan, 40 - 30 * fall),
-                        "rank_backbone": np.where(np.arange(steps) % 5, np.nan, 30 - 20 * fall), "grad_norm": 1 + fall, "learning_rate": 5e-4 * fall, "images_per_s": 60 + rng.normal(0, 4, steps)})
+    measured = lambda value: np.where(np.arange(steps) % 5, np.nan, value)
+    log = pd.DataFrame({"step": np.arange(1, steps + 1), "epoch": np.arange(steps) // 10, "loss": .5 + fall + rng.normal(0, .04, steps), "invariance": .2 + .5 * fall, "sigreg_ratio": 1.1 + 4 * fall, "rank_projection": measured(40 - 20 * fall),
+                        "rank_backbone": measured(30 - 15 * fall), "spread_projection": measured(.95 - .2 * fall), "spread_least": measured(.8 - .5 * fall), "grad_norm": 1 + fall, "learning_rate": 5e-4 * fall, "images_per_s": 60 + rng.normal(0, 4, steps)})
+    shown = [0, 5]; seen = (fall[::10][:, None, None, None] - fall[-1]) * np.ones((len(fall[::10]), 2, 7, 7))
+    save_pictures(folder / "features/pretrain_tokens.npz", TokenPictures(np.array(shown), np.stack([draw(tiles["modality"][r], r, 112)[0] for r in shown]), np.arange(len(seen)), 10 * np.arange(len(seen)), (seen + (1 - seen) * 2 * rng.random((7, 7))).astype(np.float16), np.clip(255 * rng.random((len(seen), 2, 7, 7, 3)), 0, 255).astype(np.uint8)))
     heads = pd.concat([pd.DataFrame({"domain": d, "phase": "decoder", "step": np.arange(20, 301, 20), "loss": 1 / (1 + np.arange(15)), "val_dice": np.minimum(.92, .5 + np.arange(15) / 25)}) for d in place])
     names = {"brightfield": ("background", "mineralised bone", "osteoid", "tissue mean"), "fluorescence": ("background", "bone", "osteoid", "label", "tissue mean")}
     scores = pd.DataFrame([{"domain": d, "class": c, "score": s, "mean": m, "low": m - .04, "high": min(1, m + .03), "subjects": 3} for d, cs in names.items() for c in cs for s in SCORES for m in [rng.uniform(.78, .96)]])

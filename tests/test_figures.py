@@ -4,18 +4,51 @@ import pandas as pd
 import pytest
 from matplotlib.figure import Figure
 
-from bonehisto import figures, overlays, result_figures
+from bonehisto import figures, overlays, result_figures, token_figures
 from bonehisto.look import FIXED, colours, pretty
+from bonehisto.token_pictures import TokenPictures
 
 
 def axes(nrows=1, ncols=1):
     return Figure().subplots(nrows, ncols, squeeze=False)
 
 
+@pytest.fixture
+def token_pictures():
+    "Eight epochs of two tiles; one patch in twenty gets 4.2 times the mean."
+    attention = np.full((8, 2, 5, 8), 1.0); attention[..., :2, 0] = 4.2
+    return TokenPictures(np.arange(2), np.zeros((2, 20, 32, 3), np.uint8), np.arange(8), np.arange(8), attention.astype(np.float16), np.random.default_rng(0).integers(0, 255, (8, 2, 5, 8, 3)).astype(np.uint8))
+
+
 def test_every_monitored_quantity_of_pretraining_has_a_panel_of_its_own():
     log = pd.DataFrame({"step": range(50), "loss": 1.0, "rank_backbone": [3.0 if i % 5 == 0 else np.nan for i in range(50)], "note": "x"})
     a = axes(2, 2); figures.plot_pretraining(log, a)
     assert [ax.get_title(loc="left") for ax in a.flat if ax.get_visible()] == ["LeJEPA loss", "eff. rank, backbone"]
+
+
+def test_quantities_of_one_kind_share_a_panel_with_the_gaussian_value_dashed():
+    log = pd.DataFrame({"step": range(30), "epoch": 0, "loss": 1.0, "invariance": .3, "sigreg_ratio": 2.0, "rank_projection": 9.0, "rank_backbone": 5.0, "spread_projection": .8, "spread_least": .3, "grad_norm": 1.0, "learning_rate": 1e-4, "images_per_s": 5.0})
+    a = axes(2, 4); figures.plot_pretraining(log, a)
+    drawn = {ax.get_title(loc="left"): ax for ax in a.flat}
+    assert list(drawn) == ["LeJEPA loss", "invariance", "SIGReg / 1.0525", "effective rank", "spread of projections (SD)", "gradient norm", "learning rate", "images/s"]
+    assert [t.get_text() for t in drawn["effective rank"].get_legend().get_texts()] == ["projections", "backbone"] and len(drawn["spread of projections (SD)"].lines) == 3
+    dashed = {name for name, ax in drawn.items() if any(l.get_linestyle() == "--" and set(l.get_ydata()) == {1} for l in ax.lines)}
+    assert dashed == {"SIGReg / 1.0525", "spread of projections (SD)"}
+
+
+def test_token_figure_shows_kept_epochs_in_order_and_each_tile_once(token_pictures):
+    fig = token_figures.token_figure(token_pictures, ["brightfield", "fluorescence"], most=3)
+    panels = [ax for ax in fig.axes if ax.images]
+    assert len(panels) == 2 * (1 + 2 * 3) and [ax.get_title() for ax in panels[:7]] == ["", *(f"epoch {e}" for e in (0, 0, 2, 2, 7, 7))]
+    assert (panels[2].images[0].get_array() == token_pictures.pca[0, 0]).all() and {ax.images[-1].get_clim() for ax in panels[1:7:2]} == {(.9, 4.2)}
+    assert [t.get_text() for t in panels[0].texts + panels[7].texts] == ["brightfield", "fluorescence"]
+    inside = [ax.get_position() for ax in fig.axes]
+    assert all(p.x0 >= 0 and p.y0 >= 0 and p.x1 <= 1 and p.y1 <= 1 for p in inside)
+
+
+def test_token_figure_of_the_untrained_encoder_alone(token_pictures):
+    one = TokenPictures(**{k: v[:1] if k in ("epochs", "steps", "attention", "pca") else v for k, v in vars(token_pictures).items()})
+    assert sum(bool(ax.images) for ax in token_figures.token_figure(one).axes) == 2 * 3
 
 
 def test_a_quantity_logged_every_fifth_step_is_drawn_as_a_line():

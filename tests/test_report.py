@@ -14,7 +14,7 @@ from bonehisto.files import read_json, read_table, write_json, write_table
 from bonehisto.page import RunFolder
 from bonehisto.overlays import overlay
 from bonehisto.report import SECTIONS, run_warnings, write_report
-from bonehisto.report_sections import roi_pictures
+from bonehisto.report_sections import pretraining_section, roi_pictures, run_verdict
 from bonehisto.result_sections import measures_section
 
 
@@ -108,6 +108,39 @@ def test_damaged_and_empty_files_are_named_and_the_rest_goes_on(bare):
     page = write_report(bare).read_text(encoding="utf-8")
     assert "embeddings.parquet could not be read" in page and "pretrain_log.csv could not be read" in page and "hard_cases.csv is empty" in page
     assert "not valid JSON" in page and "Router" in page
+
+
+def test_a_healthy_pretraining_is_told_in_the_text_with_curves_and_tokens(run):
+    blocks = pretraining_section(RunFolder(run))["blocks"]
+    assert [b["kind"] for b in blocks] == ["text", "figure", "figure"] and "No sign of a collapse" in blocks[0]["text"] and "in 4 epochs" in blocks[0]["text"]
+    assert (run / "figures/tokens.png").exists() and not any("ollapse" in w for w in run_warnings(RunFolder(run)))
+
+
+def test_a_collapsed_encoder_stands_in_a_box_and_first_of_all(bare):
+    log = pd.concat([read_table(bare / "tables/pretrain_log.csv")] * 4).assign(step=range(40), rank_projection=1.3, spread_projection=.02, learning_rate=1e-4)
+    write_table(bare / "tables/pretrain_log.csv", log)
+    block = pretraining_section(RunFolder(bare))["blocks"][0]
+    assert block["kind"] == "warnings" and block["title"] == "The encoder has collapsed" and "effective rank of 1.3" in block["lines"][0]
+    page = write_report(bare).read_text(encoding="utf-8")
+    assert page.index("Read first") < page.index("Pretraining collapsed") < page.index("were analysed")
+
+
+def test_batch_and_width_beside_the_weights_judge_a_log_without_spread(bare):
+    log = pd.concat([read_table(bare / "tables/pretrain_log.csv")] * 4).assign(step=range(40), rank_projection=30., sigreg_ratio=5.8, invariance=.1, learning_rate=1e-4).drop(columns=["spread_projection", "spread_least"])
+    write_table(bare / "tables/pretrain_log.csv", log)
+    assert run_verdict(RunFolder(bare))[0] == "healthy"
+    write_json(bare / "checkpoints/encoder.json", {"extra": {"batch": 16, "projector_out": 64}})  # 5.8 is nearly the 6.1 of a single point
+    assert run_verdict(RunFolder(bare))[0] == "collapsed"
+    (bare / "checkpoints/encoder.json").write_text("{")
+    assert run_verdict(RunFolder(bare))[0] == "healthy"
+
+
+def test_logs_and_folders_of_older_runs_still_make_the_section(bare):
+    write_table(bare / "tables/pretrain_log.csv", read_table(bare / "tables/pretrain_log.csv").drop(columns=["epoch", "spread_projection", "spread_least"]))
+    (bare / "features/pretrain_tokens.npz").unlink()
+    assert [b["kind"] for b in pretraining_section(RunFolder(bare))["blocks"]] == ["text", "figure"]
+    (bare / "features/pretrain_tokens.npz").write_bytes(b"PK cut off")
+    assert "not readable token pictures" in pretraining_section(RunFolder(bare))["blocks"][-1]["text"]
 
 
 def test_images_that_have_moved_are_said_to_be_gone(bare):
