@@ -98,7 +98,7 @@ def selection_score(
     lam,   # lambda
 ):
     "Mean loss of the last tenth of the steps over lambda^0.4."
-    return float(log["loss"].tail(max(1, len(log) // 10)).mean() / lam ** .4)
+    return float(log["loss"].tail(max(1, len(log) // 10)).mean() / lam ** .4) if lam else float("inf")
 
 # %% ../nbs/38_pretrain.ipynb #65a9ad14
 def begin_training(
@@ -142,7 +142,7 @@ def pretrain(
     out,                  # run folder: writes checkpoints/ and tables/pretrain_log.csv
     rows=None,            # which tiles to use; None = all
     device="auto",
-    compile="auto",       # torch.compile for the encoder; auto = on GPUs
+    compile=None,         # whether torch.compile makes the encoder; None = on GPUs
     checkpoint_every=100, # steps
     rank_every=10,        # steps between looks at ranks and spread
     minutes=None,         # stop after this long, whatever `steps` says
@@ -172,7 +172,7 @@ def pretrain(
         + (f", gradients of {accumulate} batches an update (SIGReg's N stays {batch})" if accumulate > 1 else "") + (f", goes on at step {begin}" if begin else ""))
 
     network, saved = training.net, [begin] if begin else []
-    if compile is True or (compile == "auto" and device.type not in ("cpu", "mps")): training.net.encoder.compile()
+    if device.type not in ("cpu", "mps") if compile is None else compile: training.net.encoder.compile()
     if world_size() > 1: network = nn.parallel.DistributedDataParallel(training.net, broadcast_buffers=False)
     encoder_now = lambda: merge_lora(training.net.encoder)
     def keep():
