@@ -34,12 +34,15 @@ def freeze_parts(
 def add_lora(
     encoder,  # Encoder
     rank,     # of the added matrices; 0 = none
+    seed=0,   # of their first values
 ):
     "`encoder` whose attention layers (qkv and output) learn through adapters, the rest frozen. Raises `UserError` where `peft` is not installed."
     if not rank: return encoder
     try: from peft import LoraConfig, inject_adapter_in_model
     except ImportError as e: raise UserError(f"pretrain.lora_rank is {rank}: adapters need the package peft: pip install 'bonehisto[lora]'") from e
-    inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=["attn.qkv", "attn.proj"]), encoder.vit)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=["attn.qkv", "attn.proj"]), encoder.vit)
     return encoder
 
 def merge_lora(

@@ -110,7 +110,7 @@ def begin_training(
     encoder = create_encoder(recipe.preset, recipe.weights, recipe.seed, recipe.drop_path)
     freeze_parts(encoder, recipe.freeze)
     projector = make_projector(PRESETS[recipe.preset].dim, recipe.projector_width, recipe.projector_out, batch, recipe.seed)
-    training = Training(add_lora(encoder, recipe.lora_rank), projector, recipe.lr, recipe.weight_decay, device)
+    training = Training(add_lora(encoder, recipe.lora_rank, recipe.seed), projector, recipe.lr, recipe.weight_decay, device)
     training.net.train()
     return training
 

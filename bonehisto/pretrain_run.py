@@ -52,9 +52,9 @@ def launch_ranks(
     result = run / "log" / "pretrain_ranks_said.json"
     result.unlink(missing_ok=True)
     write_json(run / "log" / "pretrain_ranks.json", settings)
-    kind = ["--multi_gpu"] if gpu_count() >= processes else ["--cpu"]
-    command = [sys.executable, "-m", "accelerate.commands.launch", *(kind if processes > 1 else []), "--num_processes", processes, "--num_machines", 1, "--mixed_precision", "no",
-               "--dynamo_backend", "no", "--main_process_port", 0, "-m", "bonehisto", "pretrain-ranks", run]
+    on_gpus = ["accelerate.commands.launch", "--multi_gpu", "--num_processes", processes, "--num_machines", 1, "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", 0]
+    on_cpus = ["torch.distributed.run", "--standalone", "--nproc_per_node", processes]
+    command = [sys.executable, "-m", *(on_gpus if gpu_count() >= processes > 1 else on_cpus), "-m", "bonehisto", "pretrain-ranks", run]
     process = subprocess.Popen([*map(str, command)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     try:
         said = []

@@ -92,7 +92,7 @@ class RankBatchNorm(nn.BatchNorm1d):
     "BatchNorm over the samples of all ranks together, on any device (torch's own SyncBatchNorm needs a GPU); plain BatchNorm in one process."
     def forward(self, x):  # (n, features)
         if not self.training or world_size() == 1: return super().forward(x)
-        wide = x.float()
+        wide = x if x.dtype == torch.float64 else x.float()
         mean = _SharedMean.apply(wide.mean(0))
         var = _SharedMean.apply((wide - mean).square().mean(0))
         n = len(x) * world_size()

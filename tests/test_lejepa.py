@@ -1,10 +1,8 @@
-"""SIGReg and the LeJEPA loss against stored reference values, known expectations, and two processes."""
+"""SIGReg and the LeJEPA loss against stored reference values and known expectations; two processes: test_ranks.py."""
 import numpy as np
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
-from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from bonehisto.lejepa import directions_at, effective_rank, lejepa_loss, sigreg, sigreg_statistic
 
@@ -22,11 +20,23 @@ def vectors():
 
 @pytest.mark.parametrize("case", CASES)
 def test_statistic_and_gradient_are_the_published_ones(vectors, case):
-    x = torch.from_numpy(vectors[f"x_{case}"]).requires_grad_()
-    stat = sigreg_statistic(x, torch.from_numpy(vectors["directions"]))
-    np.testing.assert_allclose(stat.detach().numpy(), vectors[f"stat_{case}"], rtol=1e-4, atol=1e-5)
-    stat.mean().backward()
-    np.testing.assert_allclose(x.grad.numpy(), vectors[f"grad_{case}"], rtol=0, atol=1e-6)
+    """In float32, also inside bfloat16 autocast, and in float64; whatever the block, down to single directions."""
+    directions = torch.from_numpy(vectors["directions"])
+    np.testing.assert_allclose(sigreg_statistic(torch.from_numpy(vectors[f"x_{case}"]), directions), vectors[f"stat_{case}"], rtol=1e-4, atol=1e-5)
+    for dtype, reduced, block in ((torch.float32, False, None), (torch.float32, True, 5), (torch.float64, True, 1), (torch.float64, False, 1000)):
+        x = torch.from_numpy(vectors[f"x_{case}"]).to(dtype).requires_grad_()
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=reduced): value = sigreg(x, directions, block)
+        value.backward()
+        assert value.dtype == dtype and x.grad.dtype == dtype
+        assert value.item() == pytest.approx(vectors[f"stat_{case}"].mean(), rel=1e-4, abs=1e-5)
+        np.testing.assert_allclose(x.grad, vectors[f"grad_{case}"], rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_each_direction_of_the_fast_version_is_the_published_statistic(vectors, case):
+    x, directions = torch.from_numpy(vectors[f"x_{case}"]), torch.from_numpy(vectors["directions"])
+    each = [sigreg(x, directions[:, m:m + 1]) for m in range(directions.shape[1])]
+    np.testing.assert_allclose(torch.stack(each), vectors[f"stat_{case}"], rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -53,20 +63,41 @@ def test_points_at_the_origin_give_0_40205_n_and_exactly_no_gradient(n):
     assert value.item() == pytest.approx(.40205 * n, rel=2e-5) and (z.grad == 0).all()
 
 
-def test_blocks_do_not_change_the_result():
-    x, a = torch.randn(50, 12, dtype=torch.float64), directions_at(0, 3, 12, 300)
-    assert torch.allclose(sigreg_statistic(x, a), sigreg_statistic(x, a, block=1000), rtol=1e-12)
+@pytest.mark.parametrize("block", [1, 7, 128, 1000])
+def test_blocks_do_not_change_value_or_gradient(block):
+    g = torch.Generator().manual_seed(5)
+    x, a = torch.randn(3, 50, 12, dtype=torch.float64, generator=g).requires_grad_(), directions_at(0, 3, 12, 300)
+    plain = torch.stack([sigreg_statistic(view, a).mean() for view in x]).mean()
+    wanted, = torch.autograd.grad(plain, x)
+    value = sigreg(x, a, block)
+    torch.testing.assert_close(value, plain, rtol=1e-12, atol=0)
+    torch.testing.assert_close(torch.autograd.grad(3 * value, x)[0], 3 * wanted, rtol=1e-10, atol=1e-14)
 
 
-def test_reduced_precision_around_it_changes_nothing():
-    """Under bfloat16 autocast the statistic is the float32 one."""
-    x, a = torch.randn(64, 16, generator=torch.Generator().manual_seed(0)), directions_at(0, 0, 16, 64)
-    plain = sigreg_statistic(x, a)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        inside = sigreg_statistic(x, a)
-        half, _ = lejepa_loss(x.bfloat16()[None], 1, a, .5)
-    assert inside.dtype == half.dtype == torch.float32 and torch.equal(inside, plain)
-    assert sigreg_statistic(x.double(), a).dtype == torch.float64
+def test_bfloat16_projections_are_computed_in_float32():
+    x, a = torch.randn(2, 64, 16, generator=torch.Generator().manual_seed(0)).bfloat16().requires_grad_(), directions_at(0, 0, 16, 64)
+    with torch.autocast("cpu", dtype=torch.bfloat16): loss, parts = lejepa_loss(x, 1, a, .5)
+    loss.backward()
+    assert loss.dtype == torch.float32 and torch.equal(parts["sigreg"], sigreg(x.detach().float(), a)) and x.grad.dtype == torch.bfloat16
+
+
+class Largest(TorchDispatchMode):
+    """Remembers the most elements that any result had, and all of those that autograd kept."""
+    most = 0
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        for x in out if isinstance(out, (tuple, list)) else [out]:
+            if isinstance(x, torch.Tensor): self.most = max(self.most, x.numel())
+        return out
+
+
+def test_the_whole_array_of_directions_is_never_held():
+    """No array of N x M x 17 elements arises, and the backward pass is given no more than one the size of the projections."""
+    views, n, dim, m = 2, 96, 8, 512
+    z, kept = torch.randn(views, n, dim).requires_grad_(), []
+    with Largest() as seen, torch.autograd.graph.saved_tensors_hooks(lambda x: kept.append(x.numel()) or x, lambda x: x):
+        sigreg(z, directions_at(0, 0, dim, m)).backward()
+    assert seen.most < n * m * 17 / 4 and sum(kept) <= views * n * dim
 
 
 def test_gradient_is_the_derivative():
@@ -99,34 +130,3 @@ def test_effective_rank_counts_dimensions():
     assert effective_rank(round_cloud) == pytest.approx(10, abs=.05)
     assert effective_rank(torch.randn(100, 1, generator=g) * torch.ones(1, 10)) == pytest.approx(1, abs=1e-3)
     assert effective_rank(torch.ones(8, 4)) == 0
-
-
-def _net():
-    torch.manual_seed(0)
-    return nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 5)).double()
-
-
-def _rank(rank, world, x, a, folder):
-    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=world)
-    torch.set_num_threads(1)
-    net = nn.parallel.DistributedDataParallel(_net())
-    own = x.chunk(world, dim=1)[rank]
-    loss, parts = lejepa_loss(net(own), 2, a, .4)
-    loss.backward()
-    torch.save({"sigreg": parts["sigreg"], "grads": [p.grad for p in net.parameters()]}, f"{folder}/{rank}.pt")
-    dist.destroy_process_group()
-
-
-def test_two_processes_train_as_one(tmp_path):
-    """Value in every process and parameter gradients after averaging equal those of one process with the whole batch."""
-    x = torch.randn(3, 12, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
-    a = directions_at(0, 0, 5, 40)
-    mp.spawn(_rank, (2, x, a, str(tmp_path)), nprocs=2)
-    net = _net()
-    loss, parts = lejepa_loss(net(x), 2, a, .4)
-    loss.backward()
-    for rank in range(2):
-        got = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
-        assert got["sigreg"].item() == pytest.approx(parts["sigreg"].item(), rel=1e-6)
-        for g, p in zip(got["grads"], net.parameters()):
-            torch.testing.assert_close(g, p.grad, rtol=1e-6, atol=1e-10)

@@ -6,9 +6,14 @@ import pytest
 import torch
 
 import bonehisto.pretrain as module
+import bonehisto.train_step as step_module
+from bonehisto.collapse import pretraining_verdict
+from bonehisto.device import has_bfloat16
 from bonehisto.encoder import create_encoder, load_encoder
 from bonehisto.files import UserError
-from bonehisto.pretrain import checkpoint_settings, pretrain, pretraining_rows
+from bonehisto.pretrain import pretrain
+from bonehisto.tile_store import pretraining_rows
+from bonehisto.training import checkpoint_settings
 from bonehisto.views import Augmentation, make_views, view_generator
 
 SMALL = dict(steps=8, batch=6, n_local=2, global_px=32, local_px=16, projector_width=32, n_directions=32, checkpoint_every=3, rank_every=2, device="cpu")
@@ -67,7 +72,9 @@ def test_files_of_a_finished_run_are_complete(tiles, tmp_path, capsys):
     assert table["step"].tolist() == list(range(8))
     for column in ("loss", "invariance", "sigreg_ratio", "grad_norm", "learning_rate", "images_per_s"):
         assert np.isfinite(table[column]).all() and (table[column] > 0).all(), column
-    assert table["rank_backbone"].notna().tolist() == [True, False] * 3 + [True, True]
+    for column in ("rank_projection", "rank_backbone", "spread_projection", "spread_least"):
+        assert table[column].notna().tolist() == [True, False] * 3 + [True, True] and (table[column].dropna() > 0).all(), column
+    assert table["epoch"].tolist() == [0, 0, 0, 1, 1, 1, 2, 2]  # three batches of 6 are in 20 tiles
     assert not any(p.name.startswith(".") for p in tmp_path.rglob("*"))
 
 
@@ -95,13 +102,13 @@ def test_seed_decides_everything(tiles, tmp_path):
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(tiles, tmp_path, monkeypatch, bad):
-    loss = module.lejepa_loss
+    loss = step_module.lejepa_loss
     calls = []
     def spoiled(*args):
         value, parts = loss(*args)
         calls.append(1)
         return (value * bad, parts) if len(calls) == 6 else (value, parts)
-    monkeypatch.setattr(module, "lejepa_loss", spoiled)
+    monkeypatch.setattr(step_module, "lejepa_loss", spoiled)
     with pytest.raises(UserError, match=r"stopped at step 5: loss (nan|inf).*lower pretrain\.lr.*checkpoint of step 3 is kept"):
         pretrain(tiles, tmp_path, **SMALL)
     kept = load_encoder(tmp_path / "checkpoints" / "encoder.safetensors")
@@ -134,6 +141,16 @@ def test_only_chosen_rows_are_read(tiles, tmp_path):
     (dict(n_global=1, n_local=0), "two views in all"),
     (dict(steps=0), r"pretrain\.steps is 0"),
     (dict(lam="much"), r"pretrain\.lam is .much.: expected auto"),
+    (dict(batch="some"), r"pretrain\.batch is .some.: expected a number of images, or auto"),
+    (dict(accumulate=0), r"pretrain\.accumulate is 0: give at least 1"),
+    (dict(global_scale=(.5, 1.5)), r"pretrain\.global_scale is \[0\.5, 1\.5\]"),
+    (dict(augmentation={"heu": .1}), r"pretrain\.augmentation has no `heu`: did you mean `hue`"),
+    (dict(augmentation={"hue": "little"}), r"pretrain\.augmentation\.hue is .little.: expected a number"),
+    (dict(precision="bfloat"), r"pretrain\.precision is `bfloat`: did you mean `bfloat16`"),
+    (dict(freeze=7), r"pretrain\.freeze is 7: encoder `micro` has 6 blocks"),
+    (dict(freeze=["block.0"]), r"pretrain\.freeze names `block\.0`.*did you mean `blocks\.0`"),
+    (dict(weights="bonehisto"), r"no weights ship for encoder `micro`"),
+    (dict(weights="dinov2"), r"weights dinov2 have the shape of encoder `small`, not `micro`"),
     (dict(preset="tini"), "did you mean `tiny`"),
     (dict(rows=[]), "no tile to pretrain on"),
 ])
@@ -168,3 +185,99 @@ def test_views_keep_colour_order_and_never_leave_the_range():
         means = views.mean((-1, -2))
         assert 0 <= views.min() and views.max() <= 1
         assert (means[:, :, 0] > means[:, :, 1] + .1).all() and (means[:, :, 1] > means[:, :, 2] + .05).all()
+
+
+def test_accumulated_gradients_do_not_enlarge_what_sigreg_sees(tiles, tmp_path, capsys):
+    """Two batches an update: twice the images are read, lambda stays that of one batch, and the log says so."""
+    _, log = pretrain(tiles, tmp_path, **{**SMALL, "accumulate": 2, "steps": 3, "batch": 4})
+    assert "lambda 0.5 (lambda N = 2)" in (said := capsys.readouterr().out) and "gradients of 2 batches an update (SIGReg's N stays 4)" in said
+    assert log["epoch"].tolist() == [0, 0, 0] and len(log) == 3  # five batches of 4 in an epoch
+
+
+def test_accumulated_steps_resume_bit_for_bit(tiles, tmp_path):
+    """Stopped after step 2 of 4 (by `minutes`), then finished."""
+    settings = {**SMALL, "accumulate": 2, "steps": 4, "batch": 4, "checkpoint_every": 2}
+    whole, _ = pretrain(tiles, tmp_path / "whole", **settings)
+    _, part = pretrain(tiles, tmp_path / "cut", **settings, minutes=0)
+    assert len(part) == 1
+    again, log = pretrain(tiles, tmp_path / "cut", **settings)
+    assert len(log) == 4 and all(torch.equal(v, weights(again)[k]) for k, v in weights(whole).items())
+
+
+def test_batch_auto_fits_memory_and_data_and_is_kept_on_resuming(tiles, tmp_path, monkeypatch):
+    auto = {**SMALL, "batch": "auto", "steps": 2}
+    pretrain(tiles, tmp_path / "roomy", **auto)
+    assert checkpoint_settings(tmp_path / "roomy/checkpoints/pretrain_state.safetensors")["batch"] == 16  # the largest that 20 tiles give
+    each, fixed = step_module.step_memory(module.begin_training(module.Recipe(**{k: v for k, v in SMALL.items() if k in module.Recipe.__dataclass_fields__}), 16, torch.device("cpu")), module.Recipe(n_local=2, global_px=32, local_px=16).views(), side=64)
+    monkeypatch.setattr(step_module, "free_memory", lambda device: (7 * each + fixed) / .6)
+    pretrain(tiles, tmp_path / "tight", **auto)
+    assert checkpoint_settings(tmp_path / "tight/checkpoints/pretrain_state.safetensors")["batch"] == 6
+    _, log = pretrain(tiles, tmp_path / "roomy", **auto)
+    assert checkpoint_settings(tmp_path / "roomy/checkpoints/pretrain_state.safetensors")["batch"] == 16 and len(log) == 2, "less memory later is no reason to begin anew"
+    monkeypatch.setattr(step_module, "free_memory", lambda device: fixed)
+    with pytest.raises(UserError, match="not even two images fit"): pretrain(tiles, tmp_path / "none", **auto)
+
+
+def test_memory_that_runs_out_names_a_batch_that_would_fit(tiles, tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "free_memory", lambda device: 2**28)
+    def full(*args, **kwargs): raise torch.OutOfMemoryError("out of memory")
+    monkeypatch.setattr(module, "train_step", full)
+    with pytest.raises(UserError, match=r"out of memory with pretrain\.batch 20: 0\.2 GiB were free, an image takes about \d+ MiB: (a batch of \d+ would fit|make the views smaller)"):
+        pretrain(tiles, tmp_path, **{**SMALL, "batch": 20})
+
+
+def test_bfloat16_where_there_is_none_falls_back_and_says_so(tiles, tmp_path, capsys):
+    pretrain(tiles, tmp_path, **{**SMALL, "steps": 1, "precision": "bfloat16"})
+    said = capsys.readouterr().out
+    assert ("bfloat16 was asked for, and this cpu has none: goes on in float32" in said) != has_bfloat16(torch.device("cpu"))
+
+
+def test_frozen_parts_stand_still(tiles, tmp_path):
+    begun = weights(create_encoder("micro"))
+    encoder, _ = pretrain(tiles, tmp_path, **{**SMALL, "steps": 2, "freeze": 2, "lr": 1e-2})
+    moved = {k for k, v in weights(encoder).items() if not torch.equal(v, begun[k])}
+    still = ("patch_embed", "pos_embed", "cls_token", "reg_token", "blocks.0.", "blocks.1.")
+    assert moved and not any(k.startswith(still) for k in moved) and any(k.startswith("blocks.2.") for k in moved)
+
+
+def test_adapters_train_attention_alone_resume_and_end_up_in_the_weights(tiles, tmp_path):
+    pytest.importorskip("peft", reason="the package peft is an optional extra: pip install 'bonehisto[lora]'")
+    begun, settings = weights(create_encoder("micro")), {**SMALL, "steps": 4, "lora_rank": 2, "lr": 1e-2, "checkpoint_every": 2}
+    whole, _ = pretrain(tiles, tmp_path / "whole", **settings)
+    moved = {k for k, v in weights(whole).items() if not torch.equal(v, begun[k])}
+    assert moved and all(k.endswith(("attn.qkv.weight", "attn.proj.weight")) for k in moved)
+    pretrain(tiles, tmp_path / "cut", **settings, minutes=0)
+    again, _ = pretrain(tiles, tmp_path / "cut", **settings)
+    assert all(torch.equal(v, weights(again)[k]) for k, v in weights(whole).items())
+    stored = load_encoder(tmp_path / "whole/checkpoints/encoder.safetensors")  # as any encoder
+    assert all(torch.equal(v, weights(whole)[k]) for k, v in weights(stored).items())
+
+
+def test_a_collapse_is_said_in_words(tiles, tmp_path):
+    """Without SIGReg the projections shrink to a point; with it they do not."""
+    settings = {**SMALL, "steps": 30, "lr": 4e-3, "batch": 12, "checkpoint_every": 60}
+    (bad, words), (good, _) = (pretraining_verdict(pretrain(tiles, tmp_path / str(lam), **{**settings, "lam": lam})[1], 64, 12) for lam in (0., .4))
+    assert bad == "collapsed" and good != "collapsed" and words
+
+
+def test_epochs_are_told_from_the_first_weights_to_the_last(tiles, tmp_path):
+    seen, steps = [], []
+    pretrain(tiles, tmp_path, **SMALL, on_epoch=lambda encoder, epoch: seen.append(epoch), on_step=lambda log: steps.append(len(log())))
+    assert seen == [0, 1, 2, 3] and steps == list(range(1, 9))
+
+
+def test_a_batch_is_drawn_whole_whoever_renders_it():
+    """The rows of a batch that one process renders are those of the whole batch."""
+    tile = torch.randint(0, 256, (8, 64, 64, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    quiet = dict(n_global=2, n_local=1, global_px=32, local_px=16, aug=Augmentation(noise_share=0))
+    whole = make_views(tile, view_generator(0, 3), **quiet)
+    for part in (slice(0, 4), slice(4, 8)):
+        for a, b in zip(whole, make_views(tile[part], view_generator(0, 3), batch=8, part=part, **quiet)): torch.testing.assert_close(a[:, part], b)
+
+
+def test_limits_draw_tiles_of_a_modality_by_seed():
+    table = pd.DataFrame({"blank": False, "modality": ["brightfield"] * 30 + ["fluorescence"] * 10 + [""] * 5})
+    rows = pretraining_rows(table, None, {"brightfield": 8, "fluorescence": 2})
+    assert [(rows < 30).sum(), ((rows >= 30) & (rows < 40)).sum(), (rows >= 40).sum()] == [8, 2, 5]
+    assert rows.tolist() == pretraining_rows(table, None, {"brightfield": 8, "fluorescence": 2}).tolist() != pretraining_rows(table, None, {"brightfield": 8, "fluorescence": 2}, seed=1).tolist()
+    with pytest.raises(UserError, match=r"pretrain\.limit asks for 11 tiles of fluorescence, and 10 are there"): pretraining_rows(table, None, {"fluorescence": 11})
