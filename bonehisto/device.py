@@ -2,7 +2,8 @@
 
 # %% auto #0
 __all__ = ['PRECISIONS', 'PACKAGES', 'torch_vision_ready', 'pick_device', 'gpu_count', 'has_bfloat16', 'pick_precision',
-           'autocast', 'free_memory', 'cpu_count', 'set_threads', 'package_versions', 'describe_machine']
+           'autocast', 'free_memory', 'peak_memory', 'synchronise', 'cpu_count', 'set_threads', 'package_versions',
+           'describe_machine']
 
 # %% ../nbs/05_device.ipynb #ab7f0bbb
 import os, platform, sys
@@ -84,6 +85,22 @@ def free_memory(
     if device.type == "cuda": return torch.cuda.mem_get_info(device)[0]
     import psutil
     return psutil.virtual_memory().available
+
+# %% ../nbs/05_device.ipynb #676b0af5
+def peak_memory(
+    device,  # torch.device
+):
+    "Most bytes that this process has held: allocated on a GPU, else resident."
+    if device.type == "cuda": return torch.cuda.max_memory_allocated(device)
+    try:
+        with open("/proc/self/status") as f: return next(int(line.split()[1]) << 10 for line in f if line.startswith("VmHWM"))  # `ru_maxrss` would begin with that of the process that started this one
+    except (OSError, StopIteration):
+        import resource
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+def synchronise(device):
+    "Wait until the device has done all it was given; a CPU always has."
+    if device.type in ("cuda", "mps"): getattr(torch, device.type).synchronize()
 
 # %% ../nbs/05_device.ipynb #8ffb0c3f
 def cpu_count():
