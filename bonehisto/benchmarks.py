@@ -195,7 +195,7 @@ def say_bars(
 ):
     "One line a bar: both times, their ratio, and whether it is met."
     names = {"step": ("whole step", "encoder's and projector's own forward and backward")}
-    return [f"{r.bar}: {names.get(r.bar, ('SIGReg',))[0]} {1e3 * r.this_s:.4g} ms, {names.get(r.bar, ('', 'faster plain formula'))[1]} {1e3 * r.against_s:.4g} ms: ratio {r.ratio:.3f} ({r.low:.3f} to {r.high:.3f}), "
+    return [f"{r.bar}: {names.get(r.bar, ('SIGReg',))[0]} {1e3 * r.this_s:.1f} ms, {names.get(r.bar, ('', 'faster plain formula'))[1]} {1e3 * r.against_s:.1f} ms: ratio {r.ratio:.3f} ({r.low:.3f} to {r.high:.3f}), "
             f"bar {r.limit:g}: {'met' if r.met else 'NOT met'}" + ("" if r.applies else f" (the bar is set for {r.set_for})") for r in table.itertuples()]
 
 # %% ../nbs/97_benchmarks.ipynb #040e2232

@@ -122,7 +122,7 @@ def test_a_bar_applies_to_its_own_settings_and_says_both_numbers():
     assert bars(times.assign(step=2.31), sigregs, full)["met"].tolist() == [False, True, False]
     assert not bars(times, sigregs, Recipe("micro", n_global=2, n_local=6, global_px=224, local_px=96))["applies"].iloc[0]
     said = say_bars(bars(times.assign(step=3.), sigregs, full))
-    assert "3000 ms" in said[0] and "2000 ms" in said[0] and "1.500" in said[0] and "NOT met" in said[0] and "set for" not in said[0] and "set for" in said[2]
+    assert "3000.0 ms" in said[0] and "2000.0 ms" in said[0] and "1.500" in said[0] and "NOT met" in said[0] and "set for" not in said[0] and "set for" in said[2]
 
 
 def test_an_epoch_sees_full_batches_of_each_count(tiles, monkeypatch):
