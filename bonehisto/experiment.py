@@ -34,11 +34,12 @@ class Arm:
 def plan_arms(
     preset="micro",  # the encoder of every arm that is trained here
     extra=(),        # [name, preset, weights] of each arm with given weights
+    trained=True,    # whether any is trained here
 ):
     "The arms, random weights first. Raises `UserError` for a name twice, an unknown preset, or weights that cannot be had."
     problems, arms = [], [Arm("random", preset)]
     if preset not in PRESETS: problems.append(f"experiment.preset is `{preset}`: {nearest_name(preset, PRESETS)}")
-    arms += [Arm(f"lejepa_{name}", preset, domains, baseline="random") for name, domains in [(d, (d,)) for d in DOMAINS] + [("both", DOMAINS)]]
+    if trained: arms += [Arm(f"lejepa_{name}", preset, domains, baseline="random") for name, domains in [(d, (d,)) for d in DOMAINS] + [("both", DOMAINS)]]
     for k, entry in enumerate(extra):
         where = f"experiment.extra[{k}]"
         if not (isinstance(entry, (list, tuple)) and len(entry) == 3 and all(isinstance(v, str) and v for v in entry)): problems.append(f"{where} is {entry!r}: give [name, preset, weights], e.g. [shipped, tiny, bonehisto]"); continue

@@ -39,15 +39,14 @@ class _SIGReg(torch.autograd.Function):
     @staticmethod
     def forward(ctx, z, a, block):
         (V, N, _), M, ranks = z.shape, a.shape[1], world_size()
-        t, phi, weight = (g[:, None, None, None] for g in grid(z.device, z.dtype))
+        t, phi, weight = (g[1:, None, None, None] for g in grid(z.device, z.dtype))  # t = 0 adds nothing
         total, gradient = z.new_zeros(()), torch.zeros_like(z)
-        for view in range(0, V, V if z.is_cuda else 1):                            # a GPU takes all views at once, a core one that fits its cache
-            own = slice(view, view + (V if z.is_cuda else 1))
+        together = V if z.is_cuda else 1  # a GPU takes all views at once, a core one that fits its cache
+        for own in (slice(v, v + together) for v in range(0, V, together)):
             for part in a.split(block, dim=1):
-                x = t * (z[own] @ part)                                            # (17, views, N, block)
-                c, s = x.cos(), x.sin()
+                c, s = _cosines(t, z[own] @ part)                                  # (16, views, N, block) each
                 C, S = mean_over_ranks(torch.stack((c.mean(2, keepdim=True), s.mean(2, keepdim=True))))
-                C = C - phi                                                        # (17, views, 1, block)
+                C = C - phi                                                        # (16, views, 1, block)
                 total += (weight * (C ** 2 + S ** 2)).sum()
                 slope = c.mul_(2 * weight * t * S).sub_(s.mul_(2 * weight * t * C)).sum(0)
                 gradient[own] += slope @ part.T
@@ -56,6 +55,16 @@ class _SIGReg(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, g): return g * ctx.saved_tensors[0], None, None
+
+def _cosines(t, p):
+    "cos(t p) and sin(t p) (16, *p.shape) on the even grid t = h .. 16 h: four are computed, the others are those four turned, by the angle addition formulas."
+    c = p.new_empty(16, *p.shape); s = torch.empty_like(c)
+    x = t[:4] * p
+    torch.cos(x, out=c[:4]); torch.sin(x, out=s[:4])
+    for n in (4, 8):  # angles n + 1 to 2n
+        torch.mul(c[:n], c[n - 1], out=c[n:2 * n]).addcmul_(s[:n], s[n - 1], value=-1)
+        torch.mul(s[:n], c[n - 1], out=s[n:2 * n]).addcmul_(c[:n], s[n - 1])
+    return c, s
 
 # %% ../nbs/35_lejepa.ipynb #b91f7a70
 def sigreg(
@@ -67,7 +76,7 @@ def sigreg(
     if z.ndim == 2: z = z[None]
     with torch.autocast(z.device.type, enabled=False):
         z = z if z.dtype == torch.float64 else z.float()
-        block = block or (256 if z.is_cuda else max(1, 8192 // z.shape[1]))
+        block = block or (256 if z.is_cuda else max(1, 16384 // z.shape[1]))
         return _SIGReg.apply(z, directions.to(z), block)
 
 # %% ../nbs/35_lejepa.ipynb #a8d4422a

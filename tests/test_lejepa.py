@@ -93,7 +93,7 @@ class Largest(TorchDispatchMode):
 
 def test_the_whole_array_of_directions_is_never_held():
     """No array of N x M x 17 elements arises, and the backward pass is given no more than one the size of the projections."""
-    views, n, dim, m = 2, 96, 8, 512
+    views, n, dim, m = 2, 96, 8, 1024
     z, kept = torch.randn(views, n, dim).requires_grad_(), []
     with Largest() as seen, torch.autograd.graph.saved_tensors_hooks(lambda x: kept.append(x.numel()) or x, lambda x: x):
         sigreg(z, directions_at(0, 0, dim, m)).backward()

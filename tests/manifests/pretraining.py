@@ -1,6 +1,6 @@
 """Writes the manifest of the images that the shipped weights were pretrained on: a drawn study, and real images beside it.
 
-    bonehisto phantom data/pretraining --subjects 52 --rois 8 --fluorescence-rois 2 --seed 1
+    bonehisto phantom data/pretraining --subjects 52 --rois 8 --fluorescence-rois 3 --seed 1
     python tests/manifests/pretraining.py data/pretraining/data_manifest.yaml runs/pretraining.yaml
 
 Real images have no modality here, so that `pretrain.limit`, which counts by modality, chooses among the drawn tiles alone.
