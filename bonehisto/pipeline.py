@@ -12,7 +12,6 @@ from pathlib import Path
 from .files import UserError, file_digest, read_json, write_json
 from .manifest import load_manifest, save_manifest
 from .provenance import PACKAGE, code_digest, data_digest, git_commit, output_sizes, outputs_stand, step_key
-from .ranks import from_first, join_ranks, rank
 from .recipe import STEPS, notebook_path, resolve_parameters, step_named
 
 # %% ../nbs/95_pipeline.ipynb #3e8d2865
@@ -186,6 +185,7 @@ def pretrain_launched(
     "Inventory, tiles and pretraining in processes that were launched together (the run folder is one that all of them see); True when all ended well."
     from bonehisto.device import set_threads
     from bonehisto.pretrain_run import pretrain_study
+    from bonehisto.ranks import from_first, join_ranks, rank
     join_ranks(); set_threads()
     study = lambda told: pretrain_study(told["run"], **{k: v for k, v in told.items() if k not in ("run", "processes")} | {"weights": told["weights"] or None, "freeze": told["freeze"] or 0})
     if rank() > 0:

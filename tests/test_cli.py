@@ -44,7 +44,7 @@ def refused(study, *says, command="run"):
 
 
 def test_help_shows_examples():
-    for command in ("check", "phantom", "run", "segment", "measure"):
+    for command in ("check", "phantom", "run", "pretrain", "experiment", "benchmark", "ship", "segment", "measure"):
         done = bonehisto(command, "--help")
         assert done.returncode == 0 and f"bonehisto {command}" in " ".join(done.stdout.split())
 
@@ -124,3 +124,16 @@ def test_a_full_disk_is_said_and_leaves_nothing(tmp_path):
             tmp.write_text("half")
             raise OSError(28, "No space left on device", str(tmp))
     assert target.read_text() == "old" and [p.name for p in tmp_path.iterdir()] == ["t.csv"]
+
+
+@pytest.mark.parametrize("args, says", [
+    (("benchmark", "-p", "benchmarks.presett=micro"), "has no parameter `presett`: did you mean `preset`?"),
+    (("benchmark", "-p", "pretrain.steps=3"), "step pretrain is not part of this command, which runs benchmarks"),
+    (("pretrain", "m.yaml", "-p", "pretrain.batch=many", "--profile", "nightly"), "there is no profile `nightly`"),
+    (("experiment", "nowhere.yaml"), "nowhere.yaml: no such file"),
+    (("ship", "nowhere", "--scores", "nowhere", "--about", "nowhere.md"), "experiment_summary.csv: no such table"),
+])
+def test_a_mistake_around_pretraining_ends_with_code_2_and_writes_nothing(study, args, says):
+    done = subprocess.run([sys.executable, "-m", "bonehisto", *args, "--out", "out"], capture_output=True, text=True, cwd=study)
+    assert done.returncode == 2 and says in " ".join(done.stderr.split()) and "Traceback" not in done.stderr, done.stderr
+    assert not (study / "out").exists()
