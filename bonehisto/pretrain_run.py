@@ -29,7 +29,8 @@ def pretrain_study(
     run, table = Path(run), read_table(Path(run) / "tables/tiles.parquet")
     tiles = np.load(run / "tiles/tiles.npy", mmap_mode="r")
     rows = pretraining_rows(table, splits, limit, seed)
-    recorder = picture_recorder(run / "features/pretrain_tokens.npz", tiles, picture_tiles(table, seed=seed, splits=splits, tiles=tiles))
+    shown = picture_tiles(table, seed=seed, splits=splits, tiles=tiles)
+    recorder = picture_recorder(run / "features/pretrain_tokens.npz", tiles[shown], shown)
     return pretrain(tiles, run, rows, seed=seed, on_step=on_step, on_epoch=recorder, **settings)
 
 # %% ../nbs/39_pretrain_run.ipynb #76ac6b2e

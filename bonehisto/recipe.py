@@ -98,6 +98,9 @@ def checked_value(
 ):
     "`value`, turned to the default's type where that loses nothing. Raises `UserError` where the types differ."
     if default is None or value is None: return value
+    if isinstance(default, float) and isinstance(value, str):  # YAML 1.1 takes 1e-4 for text
+        try: value = float(value)
+        except ValueError: pass
     if isinstance(default, bool): fits = isinstance(value, bool)
     elif isinstance(default, float): fits = isinstance(value, (int, float)) and not isinstance(value, bool)
     elif isinstance(default, int): fits = (isinstance(value, int) and not isinstance(value, bool)) or (isinstance(value, float) and value.is_integer())
