@@ -42,7 +42,7 @@ def plan_arms(
     if trained: arms += [Arm(f"lejepa_{name}", preset, domains, baseline="random") for name, domains in [(d, (d,)) for d in DOMAINS] + [("both", DOMAINS)]]
     for k, entry in enumerate(extra):
         where = f"experiment.extra[{k}]"
-        if not (isinstance(entry, (list, tuple)) and len(entry) == 3 and all(isinstance(v, str) and v for v in entry)): problems.append(f"{where} is {entry!r}: give [name, preset, weights], e.g. [shipped, tiny, bonehisto]"); continue
+        if not (isinstance(entry, (list, tuple)) and len(entry) == 3 and all(isinstance(v, str) and v for v in entry)): problems.append(f"{where} is {entry!r}: give [name, preset, weights], e.g. [shipped, micro, bonehisto]"); continue
         name, own, weights = entry
         if own not in PRESETS: problems.append(f"{where}: preset `{own}` does not exist: {nearest_name(own, PRESETS)}"); continue
         if not name.replace("_", "").replace("-", "").isalnum(): problems.append(f"{where}: the name {name!r} becomes a folder's: use letters, digits, _ and -"); continue

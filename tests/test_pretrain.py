@@ -149,7 +149,7 @@ def test_only_chosen_rows_are_read(tiles, tmp_path):
     (dict(precision="bfloat"), r"pretrain\.precision is `bfloat`: did you mean `bfloat16`"),
     (dict(freeze=7), r"pretrain\.freeze is 7: encoder `micro` has 6 blocks"),
     (dict(freeze=["block.0"]), r"pretrain\.freeze names `block\.0`.*did you mean `blocks\.0`"),
-    (dict(weights="bonehisto"), r"no weights ship for encoder `micro`"),
+    (dict(weights="bonehisto", preset="small", global_px=28, local_px=14), r"no weights ship for encoder `small`"),
     (dict(weights="dinov2"), r"weights dinov2 have the shape of encoder `small`, not `micro`"),
     (dict(preset="tini"), "did you mean `tiny`"),
     (dict(rows=[]), "no tile to pretrain on"),
@@ -255,8 +255,8 @@ def test_adapters_train_attention_alone_resume_and_end_up_in_the_weights(tiles, 
 
 def test_a_collapse_is_said_in_words(tiles, tmp_path):
     """Without SIGReg the projections shrink to a point; with it they do not."""
-    settings = {**SMALL, "steps": 30, "lr": 4e-3, "batch": 12, "checkpoint_every": 60}
-    (bad, words), (good, _) = (pretraining_verdict(pretrain(tiles, tmp_path / str(lam), **{**settings, "lam": lam})[1], 64, 12) for lam in (0., .4))
+    settings = {**SMALL, "steps": 60, "lr": 2e-3, "batch": 16, "n_local": 1, "checkpoint_every": 60}
+    (bad, words), (good, _) = (pretraining_verdict(pretrain(tiles, tmp_path / str(lam), **{**settings, "lam": lam})[1], 64, 16) for lam in (0., .4))
     assert bad == "collapsed" and good != "collapsed" and words
 
 
