@@ -9,7 +9,6 @@ import copy
 import torch
 
 # %% ../nbs/31_adapters.ipynb #93da3e99
-from .encoder import create_encoder
 from .files import UserError, nearest_name
 
 # %% ../nbs/31_adapters.ipynb #afc2a33f

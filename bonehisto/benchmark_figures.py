@@ -6,7 +6,7 @@ __all__ = ['plot_shares', 'plot_growth']
 # %% ../nbs/85_benchmark_figures.ipynb #1ee94bfd
 import numpy as np
 
-from .look import CYCLE, INK, PALE, dress, legend
+from .look import CYCLE, PALE, dress, legend
 
 # %% ../nbs/85_benchmark_figures.ipynb #a07a7562
 def plot_shares(

@@ -6,6 +6,7 @@ __all__ = ['app', 'console', 'check', 'phantom', 'run', 'pretrain', 'pretrain_ra
 
 # %% ../nbs/96_cli.ipynb #490a3e29
 import signal, sys
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Optional
 
@@ -20,6 +21,11 @@ app = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup_mode="
 console = Console(stderr=True, highlight=False)
 
 def _say(text): print(text, flush=True)
+
+@contextmanager
+def _shown():
+    "Where a step's progress goes while commands run: the terminal's status line, or nowhere."
+    with console.status("") as status: yield (lambda where, line: status.update(f"{where} {line}")) if console.is_terminal else None
 
 # %% ../nbs/96_cli.ipynb #14143495
 @app.command()
@@ -66,9 +72,7 @@ def run(
     · `bonehisto run study.yaml --out runs/study --steps measure,summarise,report`
     """
     from bonehisto.pipeline import read_record, run_study
-    with console.status("") as status:
-        ok = run_study(manifest, out, profile, p or (), [s.strip() for s in steps.split(",") if s.strip()] if steps else None, say=_say,
-                       show=(lambda where, line: status.update(f"{where} {line}")) if console.is_terminal else None)
+    with _shown() as show: ok = run_study(manifest, out, profile, p or (), [s.strip() for s in steps.split(",") if s.strip()] if steps else None, say=_say, show=show)
     from bonehisto.summary import summary_text
     _say(summary_text(out))
     if (out / "report.html").exists(): _say(f"report: {out / 'report.html'}")
@@ -92,8 +96,7 @@ def pretrain(
         from bonehisto.pipeline import pretrain_launched
         return _finish(pretrain_launched(manifest, out, profile, p or (), say=_say), out)
     from bonehisto.pipeline import run_study
-    with console.status("") as status:
-        ok = run_study(manifest, out, profile, p or (), ["inventory", "tile", "pretrain"], say=_say, show=(lambda where, line: status.update(f"{where} {line}")) if console.is_terminal else None)
+    with _shown() as show: ok = run_study(manifest, out, profile, p or (), ["inventory", "tile", "pretrain"], say=_say, show=show)
     _finish(ok, out)
 
 @app.command(hidden=True)
@@ -106,8 +109,7 @@ def pretrain_ranks(run: Annotated[Path, typer.Argument(help="run folder for whic
 def _extra(name, out, p):
     "Run an extra notebook and end as it did."
     from bonehisto.pipeline import run_extra
-    with console.status("") as status:
-        ok = run_extra(name, out, p or (), say=_say, show=(lambda where, line: status.update(f"{where} {line}")) if console.is_terminal else None)
+    with _shown() as show: ok = run_extra(name, out, p or (), say=_say, show=show)
     _finish(ok, out)
 
 @app.command()

@@ -9,7 +9,7 @@ torch_vision_ready()  # before timm, which the encoder imports
 
 # %% ../nbs/60_decoder.ipynb #eb395ff0
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F

@@ -121,10 +121,10 @@ def run_experiment(
     there = set(table.loc[~table["blank"].astype(bool), "modality"].fillna(""))
     for a in arms:
         if set(a.domains) - there: print(f"{a.name} is left out: the study has no tiles of {' and '.join(sorted(set(a.domains) - there))}")
-    arms, found = [a for a in arms if not set(a.domains) - there], []
+    arms, found, drawn = [a for a in arms if not set(a.domains) - there], [], None
     for seed, arm in progress([(s, a) for s in seeds for a in arms], "arms and seeds"):
         patch = PRESETS[arm.preset].patch
-        if not found or (seed, patch) != drawn: sample, drawn = draw_sample(table, masks, names, patch, seed=seed, **(sampling or {})), (seed, patch)
+        if (seed, patch) != drawn: sample, drawn = draw_sample(table, masks, names, patch, seed=seed, **(sampling or {})), (seed, patch)
         found.append(run_arm(arm, seed, tiles, table, sample, out, steps, batch, training, probing, device))
         print(f"{arm.name}, seed {seed}: " + ", ".join(f"{r.probe} {r.domain} {r.value:.3f}" for r in found[-1].itertuples() if r[7] in WHOLE))
         write_table(Path(out) / "tables/experiment.csv", pd.concat(found, ignore_index=True))

@@ -5,7 +5,6 @@ __all__ = ['MARKS', 'arm_name', 'plot_probe', 'experiment_panels', 'plot_experim
 
 # %% ../nbs/85_experiment_figures.ipynb #53aa9330
 import numpy as np
-import pandas as pd
 
 from .look import CYCLE, INK, PALE, dress, legend, pretty, say
 

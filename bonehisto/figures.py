@@ -5,7 +5,6 @@ __all__ = ['PAIRED', 'monitored', 'plot_curve', 'pretraining_panels', 'plot_pret
            'plot_hard_cases', 'plot_scores', 'show_tiles', 'plot_heads']
 
 # %% ../nbs/85_figures.ipynb #71d5475e
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import seaborn as sns

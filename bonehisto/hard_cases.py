@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Callable
 
 import numpy as np
-import pandas as pd
 from scipy import ndimage
 
 # %% ../nbs/51_hard_cases.ipynb #590edc3c

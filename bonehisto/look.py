@@ -6,7 +6,6 @@ __all__ = ['NAMES', 'CYCLE', 'INK', 'PALE', 'GRID', 'FIXED', 'pretty', 'colours'
 # %% ../nbs/81_look.ipynb #c76629f9
 import re
 
-import matplotlib.pyplot as plt
 import seaborn as sns
 
 # %% ../nbs/81_look.ipynb #d54d6efb

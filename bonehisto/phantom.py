@@ -158,7 +158,7 @@ def draw_study(
     write_table(out / "truth_subjects.csv", pool_truth(truth))
     labels = [s for s in stretches if len(s)]
     write_table(out / "truth_labels.csv", pd.concat(labels) if labels else stretches[0])
-    study = {"name": "phantom", "section": "none", "masks": "classes", "truth": "truth_subjects.csv", "labels": {"dosing_days": DOSING_DAYS}, "truth": "truth_subjects.csv", "subjects": people,
+    study = {"name": "phantom", "section": "none", "masks": "classes", "labels": {"dosing_days": DOSING_DAYS}, "truth": "truth_subjects.csv", "subjects": people,
              "rois": [{"id": j["roi"], "image": f"images/{j['roi']}.png", "subject": j["subject"], "modality": j["modality"],
                        "pixel_size_um": j["pixel_size_um"], "mask": f"masks/{j['roi']}.png"} for j in jobs]}
     with atomic_path(out / "data_manifest.yaml") as tmp:  # last: a manifest stands only over a whole study

@@ -187,7 +187,7 @@ def pretrain_launched(
     from bonehisto.pretrain_run import pretrain_study
     from bonehisto.ranks import from_first, join_ranks, rank
     join_ranks(); set_threads()
-    study = lambda told: pretrain_study(told["run"], **{k: v for k, v in told.items() if k not in ("run", "processes")} | {"weights": told["weights"] or None, "freeze": told["freeze"] or 0})
+    study = lambda told: pretrain_study(told["run"], **{k: v for k, v in told.items() if k not in ("run", "processes")})
     if rank() > 0:
         told = from_first()
         if told: study(told)

@@ -4,7 +4,7 @@
 __all__ = ['pretrain_study', 'count_processes', 'launch_ranks', 'run_as_rank']
 
 # %% ../nbs/39_pretrain_run.ipynb #eee1455a
-import json, subprocess, sys
+import subprocess, sys
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +23,8 @@ def pretrain_study(
     limit=None,               # {modality: most tiles}
     seed=0,
     on_step=None,             # called with `training.log` after each step
+    weights=None,             # to start from; "" = random
+    freeze=None,              # first blocks, or names of parts, that stand still
     **settings,               # of `pretrain`
 ):
     "`(encoder, log)` of the run's tiles; writes checkpoints/, tables/pretrain_log.csv and features/pretrain_tokens.npz."
@@ -31,7 +33,7 @@ def pretrain_study(
     rows = pretraining_rows(table, splits, limit, seed)
     shown = picture_tiles(table, seed=seed, splits=splits, tiles=tiles)
     recorder = picture_recorder(run / "features/pretrain_tokens.npz", tiles[shown], shown)
-    return pretrain(tiles, run, rows, seed=seed, on_step=on_step, on_epoch=recorder, **settings)
+    return pretrain(tiles, run, rows, seed=seed, on_step=on_step, on_epoch=recorder, weights=weights or None, freeze=freeze or 0, **settings)
 
 # %% ../nbs/39_pretrain_run.ipynb #76ac6b2e
 def count_processes(

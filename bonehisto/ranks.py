@@ -63,12 +63,14 @@ def from_first(
     return held[0]
 
 # %% ../nbs/29_ranks.ipynb #10e36ea9
+def _mean(x):
+    x = x.clone(); dist.all_reduce(x)
+    return x / dist.get_world_size()
+
 class _MeanOverRanks(torch.autograd.Function):
     "The mean of a tensor over ranks; backward passes the gradient through: the world size and the mean's share cancel."
     @staticmethod
-    def forward(ctx, x):
-        x = x.clone(); dist.all_reduce(x)
-        return x / dist.get_world_size()
+    def forward(ctx, x): return _mean(x)
     @staticmethod
     def backward(ctx, g): return g
 
@@ -80,13 +82,9 @@ def mean_over_ranks(x):
 class _SharedMean(torch.autograd.Function):
     "The mean of a tensor over ranks that each rank uses for its own samples; backward averages over ranks as well."
     @staticmethod
-    def forward(ctx, x):
-        x = x.clone(); dist.all_reduce(x)
-        return x / dist.get_world_size()
+    def forward(ctx, x): return _mean(x)
     @staticmethod
-    def backward(ctx, g):
-        g = g.clone(); dist.all_reduce(g)
-        return g / dist.get_world_size()
+    def backward(ctx, g): return _mean(g)
 
 class RankBatchNorm(nn.BatchNorm1d):
     "BatchNorm over the samples of all ranks together, on any device (torch's own SyncBatchNorm needs a GPU); plain BatchNorm in one process."

@@ -85,9 +85,6 @@ def parse_override(
     if not (eq and dot and step and parameter): raise UserError(f"-p {text}: write -p step.parameter=value, e.g. -p pretrain.steps=100")
     try: value = yaml.safe_load(value)
     except yaml.YAMLError as e: raise UserError(f"-p {text}: the value is not readable ({e.__class__.__name__}): quote it") from e
-    if isinstance(value, str):  # YAML 1.1 takes 1e-4 for text
-        try: value = float(value)
-        except ValueError: pass
     return step, parameter, value
 
 # %% ../nbs/93_recipe.ipynb #9c12a360
@@ -97,10 +94,10 @@ def checked_value(
     value,    # what was asked for
 ):
     "`value`, turned to the default's type where that loses nothing. Raises `UserError` where the types differ."
-    if default is None or value is None: return value
-    if isinstance(default, float) and isinstance(value, str):  # YAML 1.1 takes 1e-4 for text
+    if isinstance(value, str) and not isinstance(default, str):  # YAML 1.1 takes 1e-4 for text
         try: value = float(value)
         except ValueError: pass
+    if default is None or value is None: return value
     if isinstance(default, bool): fits = isinstance(value, bool)
     elif isinstance(default, float): fits = isinstance(value, (int, float)) and not isinstance(value, bool)
     elif isinstance(default, int): fits = (isinstance(value, int) and not isinstance(value, bool)) or (isinstance(value, float) and value.is_integer())

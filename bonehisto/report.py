@@ -7,7 +7,6 @@ __all__ = ['CONVENTIONS', 'SECTION', 'BANNER', 'SECTIONS', 'run_warnings', 'summ
 # %% ../nbs/87_report.ipynb #7eccfdca
 import json, re
 from importlib.resources import files as package_files
-from pathlib import Path
 
 import numpy as np
 import pandas as pd

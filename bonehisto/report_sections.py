@@ -15,7 +15,7 @@ from .files import UserError, read_json
 from .images import read_image, read_mask
 from .look import group_order, pretty
 from .overlays import class_legend, show_overlay, show_prediction, show_roi, show_tiling
-from .page import DASH, RunFolder, as_text, canvas, figure, missing, number, table, text, warnings
+from .page import DASH, as_text, canvas, figure, missing, number, table, text, warnings
 from .token_figures import token_figure
 from .token_pictures import load_pictures
 

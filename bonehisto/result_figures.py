@@ -5,7 +5,6 @@ __all__ = ['REFERENCE', 'plot_truth', 'plot_groups', 'plot_distances', 'plot_tim
 
 # %% ../nbs/83_result_figures.ipynb #3fa31ac7
 import numpy as np
-import pandas as pd
 import seaborn as sns
 
 from .look import CYCLE, INK, PALE, colours, dress, group_order, legend, pretty, say

@@ -60,7 +60,7 @@ def card_text(
     "The model card, markdown."
     run, log = Path(run), read_table(Path(run) / "tables/pretrain_log.csv")
     record, told = read_json(run / "run.json"), read_json(run / "checkpoints/encoder.json")
-    shape, extra, step, machine = told["shape"], told["extra"], record["steps"]["pretrain"], record["machine"]
+    shape, extra, machine = told["shape"], told["extra"], record["machine"]
     used, seconds = tiles_used(run), (extra["batch"] * extra["accumulate"] / log["images_per_s"]).sum()
     curve = log.dropna(subset=["rank_backbone"])
     curve = curve.iloc[sorted({round(k * (len(curve) - 1) / 9) for k in range(10)})][["step", "epoch", "loss", "invariance", "sigreg_ratio", "rank_projection", "rank_backbone", "spread_projection"]]

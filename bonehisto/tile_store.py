@@ -8,7 +8,6 @@ import zlib
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
-import pandas as pd
 import torch
 
 # %% ../nbs/32_tile_store.ipynb #8aae768e

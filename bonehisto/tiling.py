@@ -5,8 +5,6 @@ __all__ = ['KINDS', 'CARRIED', 'tile_windows', 'reflect_index', 'cut_tiles', 'de
            'reconstruct', 'read_band', 'tile_study']
 
 # %% ../nbs/20_tiling.ipynb #c7230db9
-from pathlib import Path
-
 import numpy as np
 import pandas as pd
 

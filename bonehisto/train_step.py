@@ -11,11 +11,9 @@ import torch
 
 # %% ../nbs/37_train_step.ipynb #e121e2eb
 from .device import autocast, free_memory
-from .encoder import create_encoder
 from .files import UserError
 from .lejepa import directions_at, effective_rank, lejepa_loss
 from .ranks import rank, share, world_size
-from .training import Training, make_projector
 from .views import make_views, view_generator
 
 # %% ../nbs/37_train_step.ipynb #adfeaf15

@@ -13,7 +13,6 @@ from safetensors.torch import save_file
 from torch import nn
 
 # %% ../nbs/33_training.ipynb #f264b038
-from .encoder import create_encoder
 from .files import atomic_path
 from .ranks import RankBatchNorm
 

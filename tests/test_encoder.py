@@ -3,7 +3,7 @@ import json
 
 import pytest
 
-from bonehisto.device import torch_vision_ready  # before timm
+from bonehisto.device import torch_vision_ready  # noqa: F401, before timm
 from bonehisto.encoder import PRESETS, create_encoder, load_encoder, save_encoder
 from bonehisto.files import UserError
 import timm

@@ -10,7 +10,7 @@ from bonehisto.encoder import create_encoder
 from bonehisto.files import UserError
 from bonehisto.heads import draw_probability, even_rows, head_loss, labelled_rows, train_head, validation_dice
 from bonehisto.labelled_tiles import IGNORE, cut_masks, make_batch, tile_mask
-from bonehisto.tiling import cut_tiles, tile_roi
+from bonehisto.tiling import tile_roi
 from bonehisto.trained_head import Head, check_head, encoder_digest, pick_head
 
 CLASSES = [{"id": i, "name": n, "colour": c} for i, (n, c) in enumerate((("ground", "#000000"), ("bone", "#00ff00"), ("label", "#ffff00")))]

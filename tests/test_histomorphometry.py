@@ -6,7 +6,7 @@ from hypothesis import given, settings, strategies as st
 from scipy import ndimage
 
 from bonehisto.files import UserError
-from bonehisto.histomorphometry import (LABEL_BASE, LABEL_SUMS, SECTION_FACTORS, TISSUE_SUMS, derive_indices, measure_in_full, measure_roi,
+from bonehisto.histomorphometry import (LABEL_BASE, LABEL_SUMS, SECTION_FACTORS, derive_indices, measure_in_full, measure_roi,
                                         names_in_2d, pool_subject)
 from bonehisto.statistics import compare_with_truth
 

@@ -139,7 +139,7 @@ def test_seams_count_from_the_least_width():
 
 
 def test_doubles_nearer_than_the_limit_are_unresolved_and_never_enter_mar():
-    kinds, mar = [], []
+    kinds = []
     for seed in range(4):
         tissue, classes, lines = drawn(seed, mar_um_d=0.2, dls_bs=0.2)
         rows = label_stretches(tissue); kinds += list(rows["kind"])

@@ -3,7 +3,6 @@ import csv
 import importlib.util
 from pathlib import Path
 
-import pandas as pd
 import pytest
 import yaml
 

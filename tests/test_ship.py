@@ -1,7 +1,6 @@
 """An encoder goes out with a card whose numbers come from files; a useless one stays; the one that ships is what its card says."""
 import json
 import re
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
