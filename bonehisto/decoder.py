@@ -8,7 +8,6 @@ from .device import torch_vision_ready
 torch_vision_ready()  # before timm, which the encoder imports
 
 # %% ../nbs/60_decoder.ipynb #eb395ff0
-import math
 from dataclasses import dataclass
 
 import torch
@@ -28,6 +27,7 @@ class DecoderShape:
     stem: bool = True               # False: no pixel stem, tokens alone
     attention: bool = True          # False: no attention maps
     fusion: bool = True             # False: the deepest tokens only
+    coarse: bool = True             # False: no linear classifier of the tokens under the decoder's logits
 
 # %% ../nbs/60_decoder.ipynb #19a9b867
 def conv_block(
@@ -35,8 +35,8 @@ def conv_block(
     width_out,
     stride=1,
 ):
-    "3x3 convolution, GroupNorm, ReLU: (B, width_in, H, W) to (B, width_out, ceil(H / stride), ceil(W / stride))."
-    return nn.Sequential(nn.Conv2d(width_in, width_out, 3, stride, 1, bias=False), nn.GroupNorm(math.gcd(width_out, max(1, width_out // 8)), width_out), nn.ReLU())
+    "3x3 convolution, BatchNorm, ReLU: (B, width_in, H, W) to (B, width_out, ceil(H / stride), ceil(W / stride))."
+    return nn.Sequential(nn.Conv2d(width_in, width_out, 3, stride, 1, bias=False), nn.BatchNorm2d(width_out), nn.ReLU())
 
 # %% ../nbs/60_decoder.ipynb #bd3d7802
 class PixelStem(nn.Module):
@@ -88,6 +88,7 @@ class Decoder(nn.Module):
         self.narrow = nn.ModuleList(nn.Conv2d(a, s, 1) for a, s in zip(below, shape.stem_widths))
         self.steps = nn.ModuleList(conv_block(s * (1 + shape.stem), b) for s, b in zip(shape.stem_widths, shape.widths))
         self.classify = nn.Conv2d(shape.widths[-1], shape.classes, 1)
+        self.coarse = nn.Linear(shape.dim * len(self.fusion.norms), shape.classes) if shape.coarse else None
 
     def forward(self, x, tokens):
         y, levels = self.fusion(tokens), len(self.steps)
@@ -97,7 +98,10 @@ class Decoder(nn.Module):
             size = beside.shape[-2:] if beside is not None else tuple(-(-s // scale) for s in x.shape[-2:])
             y = F.interpolate(narrow(y), size=size, mode="bilinear", align_corners=False)
             y = step(y if beside is None else torch.cat([y, beside], 1))
-        return self.classify(y)
+        y = self.classify(y)
+        if self.coarse is None: return y
+        rough = self.coarse(torch.cat(tokens.patches[-len(self.fusion.norms):], -1)).transpose(1, 2).unflatten(2, tokens.grid)
+        return y + F.interpolate(rough, size=x.shape[-2:], mode="bilinear", align_corners=False)
 
 # %% ../nbs/60_decoder.ipynb #2c7e6d90
 def create_decoder(

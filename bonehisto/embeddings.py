@@ -26,15 +26,17 @@ def embed_tiles(
     batch=64,       # tiles at a time
     device="auto",
 ):
-    "Features of tiles: a dict with `cls` and `mean` (of the last patch tokens), each float32 (n, dim)."
+    "Features of tiles: a dict with `cls` and `mean` (of the last patch tokens), `shared_cls` and `shared_mean` (where the shared blocks end: what the router reads), each float32 (n, dim)."
     device, training = pick_device(device), encoder.training
     encoder = encoder.to(device).eval()
-    out = {k: np.empty((len(tiles), encoder.dim), np.float32) for k in ("cls", "mean")}
+    out = {k: np.empty((len(tiles), encoder.dim), np.float32) for k in ("cls", "mean", "shared_cls", "shared_mean")}
     with torch.no_grad():
         for i in progress(range(0, len(tiles), batch), "embedding"):
             x = torch.from_numpy(np.array(tiles[i:i + batch])).to(device).permute(0, 3, 1, 2).float() / 255
-            with autocast(device): t = encoder.tokens(x, (encoder.depth,))
-            out["cls"][i:i + batch], out["mean"][i:i + batch] = t.cls.float().cpu().numpy(), t.patches[0].float().mean(1).cpu().numpy()
+            with autocast(device):
+                shared = encoder.share(x, (encoder.depth,)); t = encoder.finish(shared, (encoder.depth,))
+                found = (t.cls, t.patches[0].mean(1), *shared.features())
+            for values, f in zip(out.values(), found): values[i:i + batch] = f.float().cpu().numpy()
     encoder.train(training)
     return out
 
@@ -114,7 +116,7 @@ def domain_silhouette(
 
 # %% ../nbs/40_embeddings.ipynb #91fde1ed
 def separation_table(
-    weights,  # dict: name of the weights -> features of `embed_tiles`
+    weights,  # dict: name of the weights -> {kind of feature -> (n, dim)}
     table,    # tile table: modality, subject, blank
     k=15, seed=0,
 ):

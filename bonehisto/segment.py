@@ -18,7 +18,7 @@ import torch
 # %% ../nbs/65_segment.ipynb #86bf6f27
 from .files import UserError, progress, read_table, write_table
 from .images import open_roi, write_mask
-from .model import TokenStore, decode_tiles, encode_tiles, load_model
+from .model import SharedStore, decode_tiles, encode_tiles, load_model
 from .router import ABSTAIN
 from .tiling import cut_tiles, describe_tile, read_band, tile_weight, tile_windows
 from .trained_head import pick_head
@@ -111,23 +111,23 @@ def segment_roi(
     reader = ArrayReader(image) if isinstance(image, np.ndarray) else image
     device, (height, width) = pick_device(device), reader.shape[:2]
     model.encoder.to(device).eval()
-    for head in model.heads.values(): head.decoder.to(device).eval()
+    for head in model.heads.values(): head.to(device)
     routed, head = [], model.heads.get(domain)
     maps = tuple(np.zeros((height, width), np.uint8) for _ in range(2)) if model.heads else None
-    def draw(head, y, windows, tiles, sent, tokens_of):
+    def draw(head, y, windows, tiles, sent, seen):
         band = Band(y, min(region, height - y), width, len(head.classes), region // 2)
-        for i, (x, tokens) in zip(range(0, len(windows), batch), tokens_of):
+        for i, (x, shared) in zip(range(0, len(windows), batch), seen):
             part = slice(i, i + batch)
-            band.add(decode_tiles(model, head, x, tokens, flips), windows[part], (sent["domain"][part] == head.domain) | windows["blank"][part])
+            band.add(decode_tiles(model, head, x, shared, flips), windows[part], (sent["domain"][part] == head.domain) | windows["blank"][part])
         for whole, rows in zip(maps, band.maps()): whole[y:y + region] = rows
-    with TokenStore() as store:
+    with SharedStore() as store:
         for y, windows, tiles in band_tiles(reader, region):
             seen, found = [], []
             for i in range(0, len(windows), batch):
-                x, tokens, features = encode_tiles(model, tiles[i:i + batch], device)
+                x, shared, features = encode_tiles(model, tiles[i:i + batch], device)
                 found.append(model.router.predict(features, windows["blank"][i:i + batch]))
-                if head: seen.append((x, tokens))
-                elif not domain and model.heads: store.put(tokens)
+                if head: seen.append((x, shared))
+                elif not domain and model.heads: store.put(shared)
             sent = pd.concat(found, ignore_index=True)
             routed.append(pd.concat([windows, sent], axis=1))
             if head: draw(head, y, windows, tiles, sent, seen)
