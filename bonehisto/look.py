@@ -11,7 +11,7 @@ import seaborn as sns
 # %% ../nbs/81_look.ipynb #d54d6efb
 NAMES = {"loss": "LeJEPA loss", "sigreg": "SIGReg", "sigreg_ratio": "SIGReg / 1.0525", "rank_projection": "eff. rank, projections", "rank_backbone": "eff. rank, backbone", "rank": "effective rank",
          "spread": "spread of projections (SD)", "spread_projection": "spread of projections (SD)", "spread_least": "least spread of a projection (SD)",
-         "images_per_s": "images/s", "grad_norm": "gradient norm", "dice": "Dice", "iou": "IoU", "detection_f1": "F1, class in tile", "knn_purity": "k-NN purity", "domain_silhouette": "silhouette", "object_f1": "F1, objects",
+         "images_per_s": "images/s", "grad_norm": "gradient norm", "dice": "Dice", "iou": "IoU", "boundary_f1": "boundary F1", "width_px": "width (px)", "width_error_px": "width error (px)", "detection_f1": "F1, class in tile", "knn_purity": "k-NN purity", "domain_silhouette": "silhouette", "object_f1": "F1, objects",
          "val_dice": "Dice, validation", "rois": "ROIs", "roi": "ROI", "height": "height (px)", "width": "width (px)", "pixel_size_um": "pixel size (µm)", "interval_days": "interval (d)",
          "length_um": "length (µm)", "distance_um": "distance (µm)", "area_um2": "area (µm²)"}
 

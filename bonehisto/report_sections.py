@@ -243,6 +243,9 @@ def segmentation_section(run):
     else:
         n = len(monitored(log)); fig, axes = canvas(2.3, 1, n, width=min(9.2, 4.2 * n)); plot_heads(log, axes)
         blocks.append(figure(fig, "Training of the heads. Cross: the weights that were kept, best on validation subjects.", run.path / "figures/heads.png"))
+    t = run.table("heads.csv", "heads")
+    if t is None: blocks.append(missing(run.why["heads.csv"]))
+    else: blocks.append(table(t.dropna(axis=1, how="all"), "The heads: steps made, the phase and step whose weights were kept, the best validation Dice of each phase (decoder: on the frozen encoder; blocks: with the head's own copies of its last blocks), and what they learnt from."))
     s = run.table("head_scores.csv", "segment")
     if s is None: blocks.append(missing(run.why["head_scores.csv"]))
     else: blocks += _score_blocks(run, s)
@@ -254,7 +257,7 @@ def _score_blocks(run, s):
     "A panel a domain, and the table of all scores with intervals."
     s = s if "domain" in s else s.assign(domain="")
     parts = list(s.groupby("domain", sort=False)); rows = max(p["class"].nunique() for _, p in parts)
-    fig, axes = canvas(.34 * rows + 1.1, 1, len(parts), width=min(9.2, 4.7 * len(parts)))
+    fig, axes = canvas(.5 * rows + 1.1, 1, len(parts), width=min(9.2, 4.7 * len(parts)))
     for ax, (domain, part) in zip(axes.flat, parts): plot_scores(part, ax); ax.set_title(pretty(domain), fontsize=10, loc="left", fontweight="bold")
-    return [figure(fig, "Dice and IoU per class: pixels pooled per subject, mean over test subjects, line for the 95 % interval over subjects.", run.path / "figures/scores.png"),
-            table(score_cells(s, ["domain", "class"], 1, 3, ["subjects"]), "All scores on test subjects, mean (95 % interval over subjects). A class counts as present in a tile from the least share given under Assumptions; objects are connected pieces matched at IoU 0.5.")]
+    return [figure(fig, "Dice, IoU and boundary F1 (borders within 2 px) per class: pixels pooled per subject, mean over test subjects, line for the 95 % interval over subjects.", run.path / "figures/scores.png"),
+            table(score_cells(s, ["domain", "class"], 1, 3, ["subjects"]), "All scores on test subjects, mean (95 % interval over subjects). A class counts as present in a tile from the least share given under Assumptions; objects are connected pieces matched at IoU 0.5. Widths are medians along the midlines of thin classes: the true one, and how much wider what was found is.")]

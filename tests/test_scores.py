@@ -8,7 +8,8 @@ from scipy import ndimage, stats
 from sklearn.metrics import confusion_matrix, f1_score, jaccard_score
 
 from bonehisto.intervals import mean_interval
-from bonehisto.scores import (confusion, count_roi, detection_counts, dice, f1, iou, object_counts, pieces, present, score_table, subject_scores, tissue_mean)
+from bonehisto.scores import SHARES, confusion, count_roi, detection_counts, dice, f1, iou, object_counts, pieces, present, score_table, subject_scores, tissue_mean
+from bonehisto.sharpness import border_counts, border_f1, midline_widths
 
 maps = arrays(np.uint8, (9, 11), elements=st.integers(0, 3))
 
@@ -92,11 +93,43 @@ def test_every_subject_weighs_the_same_however_many_rois_it_has():
     table = score_table({"many": subject_scores([good] * 9, ["background", "bone"]), "one": subject_scores([bad], ["background", "bone"])})
     value = table.set_index(["class", "score"])["mean"]
     assert value["bone", "dice"] == .5 and value["bone", "detection_f1"] == .5 and value["bone", "object_f1"] == .5
-    assert (table["low"] >= 0).all() and (table["high"] <= 1).all()
+    shares = table[table["score"].isin(SHARES)]
+    assert (shares["low"] >= 0).all() and (shares["high"] <= 1).all()
 
 
 def test_a_perfect_map_has_every_score_one_and_no_truth_has_none():
     truth = np.zeros((70, 90), np.uint8); truth[10:30, 5:80] = 1; truth[30:40, 5:80] = 2
     tiles = pd.DataFrame({"x": [0, 45], "y": [0, 0]})
     scores = subject_scores([count_roi(truth, truth, 4, tiles, 45)], list("abcd")).set_index("class")
-    assert (scores.loc[["b", "c", "tissue mean"]] == 1).all(axis=None) and scores.loc["d"].isna().all() and np.isnan(scores.loc["a", "object_f1"])
+    assert (scores.loc[["b", "c", "tissue mean"], list(SHARES)] == 1).all(axis=None) and scores.loc["d"].isna().all() and np.isnan(scores.loc["a", "object_f1"])
+    assert scores.loc[["b", "c"], "width_px"].tolist() == [20, 10] and (scores.loc[["b", "c"], "width_error_px"] == 0).all()
+
+
+@pytest.mark.parametrize("wider", [-2, -1, 0, 1, 2])
+def test_a_seam_too_wide_shows_in_its_width_and_hardly_in_dice(wider):
+    truth, guess = np.zeros((2, 200, 300), np.uint8)
+    truth[60:140, 20:280] = 1; truth[140:148, 20:280] = 2
+    guess[:] = truth; guess[148:150, 20:280] = 2 * (wider == 2); guess[148:149, 20:280] = 2 * (wider >= 1)
+    if wider < 0: guess[148 + wider:148, 20:280] = 0
+    scores = subject_scores([count_roi(truth, guess, 3, pd.DataFrame({"x": [0], "y": [0]}))], ["background", "bone", "osteoid"]).set_index("class")
+    assert scores.loc["osteoid", "width_px"] == 8 and scores.loc["osteoid", "width_error_px"] == wider and scores.loc["osteoid", "dice"] > .85
+    assert np.isnan(scores.loc[["background", "tissue mean"], "width_error_px"]).all() and scores.loc["osteoid", "boundary_f1"] == 1
+
+
+def test_borders_are_found_within_two_pixels_and_no_further():
+    yy, xx = np.mgrid[:160, :160]; disc = lambda r: (np.hypot(yy - 80, xx - 80) <= r).astype(np.uint8)
+    near, far = (border_f1(border_counts(disc(50), disc(r), 2))[1] for r in (51, 54))
+    assert near > .98 and far < .05
+    counts = border_counts(disc(50), disc(50) * 0, 2)
+    assert border_f1(counts)[1] == 0 and np.isnan(border_f1(border_counts(disc(50) * 0, disc(50) * 0, 2))[1])
+
+
+@pytest.mark.parametrize("wide", [3, 4, 5, 8, 13, 20])
+def test_widths_are_those_drawn_whatever_the_direction(wide):
+    yy, xx = np.mgrid[:240, :240]
+    for angle in np.linspace(0, np.pi, 7):
+        line = abs((yy - 119.7) * np.cos(angle) + (xx - 120.1) * np.sin(angle)) <= wide / 2
+        assert np.median(midline_widths(line)) == pytest.approx(wide, abs=.8)
+    ring = abs(np.hypot(yy - 120, xx - 120) - 80) <= wide / 2
+    assert np.median(midline_widths(ring)) == pytest.approx(wide, abs=.8)
+    assert np.median(midline_widths(np.pad(np.ones((wide, 50), bool), ((30, 30), (0, 0))))) == wide  # cut by the frame at both ends
