@@ -19,6 +19,7 @@ import torch
 from .files import UserError, progress, read_table, write_table
 from .images import open_roi, write_mask
 from .model import SharedStore, decode_tiles, encode_tiles, load_model
+from .quality import roi_quality, tile_focus
 from .router import ABSTAIN
 from .tiling import cut_tiles, describe_tile, read_band, tile_weight, tile_windows
 from .trained_head import pick_head
@@ -34,7 +35,7 @@ def band_tiles(
     reader,      # `.shape`, `.read(y0, y1)`
     region=448,  # side of a region, px
 ):
-    "Yields per band `(y, windows, tiles)`: its first row, its tiles' rows of the window table with `blank`, and their pixels (n, tile, tile, 3)."
+    "Yields per band `(y, windows, tiles)`: its first row, its tiles' rows of the window table with `blank` and `focus`, and their pixels (n, tile, tile, 3)."
     height, width = reader.shape[:2]; tile = region // 2
     table = tile_windows(height, width, region, tile)
     table = table[table["valid_fraction"] > 0]
@@ -42,7 +43,7 @@ def band_tiles(
         here = table[(table["y"] >= y) & (table["y"] < y + region)].reset_index(drop=True)
         tiles = cut_tiles(read_band(reader, y, region), here.assign(y=here["y"] - y), tile)
         own = [describe_tile(t[:tile - b, :tile - r]) for t, b, r in zip(tiles, here["pad_bottom"], here["pad_right"])]
-        yield y, here.assign(blank=[o[0] for o in own], tissue_fraction=[o[1] for o in own]), tiles
+        yield y, here.assign(blank=[o[0] for o in own], tissue_fraction=[o[1] for o in own], focus=tile_focus(tiles)), tiles
 
 # %% ../nbs/65_segment.ipynb #cc4a8d01
 class Band:
@@ -89,13 +90,14 @@ class Segmentation:
     class_map: np.ndarray = None
     confidence: np.ndarray = None
     note: str = ""
+    quality: str = ""
 
     def summary(self):
         "Counts for the ROI table, a dict."
         plain = self.tiles[~self.tiles["blank"]]
         return {"domain": self.domain, "state": self.state, "tiles": len(self.tiles), "blank": int(self.tiles["blank"].sum()),
                 "abstained": int((plain["domain"] == ABSTAIN).sum()), "elsewhere": int((~plain["domain"].isin([ABSTAIN, self.domain])).sum()),
-                "confidence": float(self.confidence.mean() / 255) if self.confidence is not None else np.nan, "note": self.note}
+                "focus": float(plain["focus"].median()), "confidence": float(self.confidence.mean() / 255) if self.confidence is not None else np.nan, "quality": self.quality, "note": self.note}
 
 # %% ../nbs/65_segment.ipynb #a0370dd6
 def segment_roi(
@@ -133,15 +135,16 @@ def segment_roi(
             if head: draw(head, y, windows, tiles, sent, seen)
         table = pd.concat(routed, ignore_index=True)
         final, note = settle_domain(table, domain)
-        if not final: return Segmentation("abstained", domain, table, note=note)
+        quality = roi_quality(table, model.router.extra.get("focus", {}).get(final, -np.inf))
+        if not final: return Segmentation("abstained", domain, table, note=note, quality=quality)
         try: settled = pick_head(model.heads, final)
-        except UserError as e: return Segmentation("no head", final, table, note="; ".join(filter(None, [note, str(e)])))
+        except UserError as e: return Segmentation("no head", final, table, note="; ".join(filter(None, [note, str(e)])), quality=quality)
         if not head:
             waiting, sents = iter(store), iter(routed)
             for y, windows, tiles in band_tiles(reader, region):
                 back = ((torch.from_numpy(tiles[i:i + batch]).to(device).permute(0, 3, 1, 2).float() / 255, next(waiting)) for i in range(0, len(windows), batch))
                 draw(settled, y, windows, tiles, next(sents), back)
-    return Segmentation("segmented", final, table, *maps, note)
+    return Segmentation("segmented", final, table, *maps, note, quality)
 
 # %% ../nbs/65_segment.ipynb #a2608293
 def segment_many(

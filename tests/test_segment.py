@@ -186,3 +186,10 @@ def test_mirror_images_are_averaged_on_request(model):
     other = np.ascontiguousarray(image[:, ::-1])
     apart = [np.abs(a.confidence.astype(int) - segment_roi(other, model, "brightfield", flips=f).confidence[:, ::-1]).mean() for a, f in ((plain, False), (flipped, True))]
     assert apart[1] < .5 * apart[0]  # an image and its mirror image get the same answer
+
+def test_every_roi_gets_a_word_on_its_quality(model, monkeypatch):
+    image = texture(460, 460, 2, *PALE)
+    plain = segment_roi(image, model, "brightfield").summary()
+    monkeypatch.setitem(model.router.extra, "focus", {"brightfield": plain["focus"] + .1})
+    assert plain["quality"] in ("good", "unlike training") and "out of focus" in segment_roi(image, model, "brightfield").quality
+    assert segment_roi(np.full((300, 300, 3), 240, np.uint8), model, "brightfield").quality == "blank"
