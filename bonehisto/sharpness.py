@@ -61,7 +61,9 @@ def midline_widths(
     "Width in px at every pixel of the midlines of `mask`, at most `MOST_WIDE`; the frame's edge does not narrow what it cuts."
     if not mask.any(): return np.zeros(0)
     rows, cols = (np.flatnonzero(mask.any(a)) for a in (1, 0))
-    part = np.pad(mask, 1, mode="edge")[rows[0]:rows[-1] + 3, cols[0]:cols[-1] + 3].repeat(2, 0).repeat(2, 1)
+    part = np.pad(mask, 1, mode="edge")[rows[0]:rows[-1] + 3, cols[0]:cols[-1] + 3]
+    if np.median(ndimage.distance_transform_edt(part)[part]) > MOST_WIDE / 4: return np.full(1, float(MOST_WIDE))  # no thin thing: across a band, the median is a quarter of the width
+    part = part.repeat(2, 0).repeat(2, 1)
     half = ndimage.distance_transform_edt(np.pad(part, MOST_WIDE, mode="edge"))[MOST_WIDE:-MOST_WIDE, MOST_WIDE:-MOST_WIDE]
     return np.minimum(half[skeletonize(part)], MOST_WIDE)  # on the fine grid half a width is a width
 
