@@ -182,7 +182,7 @@ def fit_network(
         bar = progress(range(1, phase.steps + 1), f"{data.domain} {phase.name}", total=phase.steps)
         for step in bar:
             begun, done = time.perf_counter(), max((step - 1) / phase.steps, taken / budget)
-            for group, (_, rate) in zip(opt.param_groups, phase.rates): group["lr"] = rate * min(1, step / 20) * (.5 + .5 * math.cos(math.pi * min(done, 1))) + 1e-6
+            for group, (_, rate) in zip(opt.param_groups, phase.rates): group["lr"] = rate * min(1, max(step / 20, 20 * done)) * (.5 + .5 * math.cos(math.pi * min(done, 1))) + 1e-6
             pick = rng.choice(len(data.index), batch, p=draw)
             x, y = make_batch(data.tiles[data.index[pick]], data.masks[pick], rng, vary)
             corners = draw_corners(y, rng, window, patch) if window else None

@@ -41,6 +41,7 @@ STEPS = (
 EXTRAS = (  # notebooks beside the way of a study: each has a command of its own
     Step("benchmarks", 97, (), ("tables/benchmark_*.csv", "figures/benchmark*")),
     Step("experiment", 98, ("tile",), ("tables/experiment*.csv", "figures/experiment*")),
+    Step("label_efficiency", 99, ("tile",), ("tables/label_efficiency*.csv", "figures/label_efficiency*")),
 )
 
 # %% ../nbs/93_recipe.ipynb #dccde4ec
