@@ -126,6 +126,7 @@ class LabelledTiles:
     val: np.ndarray        # (v, S, S, 3) uint8, validation tiles
     val_masks: np.ndarray  # (v, S, S) uint8
     subjects: dict         # split -> names
+    pixel_size_um: float = float("nan")  # of the ROIs learnt from; NaN where unknown
 
 def gather_labels(
     tiles,    # (N, 224, 224, 3) uint8, all tiles of the study
@@ -134,6 +135,7 @@ def gather_labels(
     domain,   # "brightfield", "fluorescence"
     classes,  # class table of the domain
     val_tiles=48,  # tiles of a validation
+    pixel_size_um=float("nan"),  # of the ROIs learnt from
 ):
     "`LabelledTiles`. Raises `UserError` where labels are missing."
     classes, table = plain_classes(classes), table.reset_index(drop=True)
@@ -143,7 +145,7 @@ def gather_labels(
     (own, counts), (val_masks, _) = (cut_masks(rows[s], masks.__getitem__, len(classes)) for s in ("train", "val"))
     missing = [f"{c['id']} {c['name']}" for c, k in zip(classes, counts.sum(0)) if k == 0]
     if missing: raise UserError(f"{domain}: class {', '.join(missing)} occurs in no mask of a training subject (of {', '.join(c['name'] for c in classes)}): label it in one, or take it out of the class table")
-    return LabelledTiles(domain, classes, tiles, rows["train"].index.to_numpy(), own, counts, tiles[rows["val"].index], val_masks, subjects)
+    return LabelledTiles(domain, classes, tiles, rows["train"].index.to_numpy(), own, counts, tiles[rows["val"].index], val_masks, subjects, pixel_size_um)
 
 # %% ../nbs/59_labelled_tiles.ipynb #70e9ef95
 def draw_probability(

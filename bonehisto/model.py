@@ -33,6 +33,11 @@ class Model:
         "The blocks whose tokens the heads use; all heads share one set."
         return next(iter(self.heads.values())).decoder.shape.depths if self.heads else (self.encoder.depth,)
 
+    def pixel_size_um(self, domain=""):
+        "The pixel size that a domain's head learnt at, or all heads where the domain is open; NaN where it is unknown or they differ."
+        sizes = {h.facts.get("pixel_size_um") or float("nan") for h in self.heads.values() if domain in ("", h.domain)}
+        return sizes.pop() if len(sizes) == 1 else float("nan")
+
 def load_model(
     run,  # run folder
     classes=None,  # domain -> class table that the heads must have; None = any

@@ -2,24 +2,26 @@
 
 # %% auto #0
 __all__ = ['ArrayReader', 'band_tiles', 'Band', 'settle_domain', 'Segmentation', 'segment_roi', 'segment_many', 'as_pixel_size',
-           'segment_files', 'trained_pixel_sizes']
+           'segment_files']
 
 # %% ../nbs/65_segment.ipynb #9978e14b
 from .device import pick_device
 
 # %% ../nbs/65_segment.ipynb #74e4428a
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
+from skimage.transform import resize
 
 # %% ../nbs/65_segment.ipynb #86bf6f27
-from .files import UserError, progress, read_table, write_table
+from .files import UserError, progress, write_table
 from .images import open_roi, write_mask
 from .model import SharedStore, decode_tiles, encode_tiles, load_model
 from .quality import roi_quality, tile_focus
+from .rescale import resample_classes, resample_image, work_factor
 from .router import ABSTAIN
 from .tiling import cut_tiles, describe_tile, read_band, tile_weight, tile_windows
 from .trained_head import pick_head
@@ -92,6 +94,14 @@ class Segmentation:
     note: str = ""
     quality: str = ""
 
+    def resampled(self, shape, note):
+        "The same for the ROI at another size: maps of `shape`, corners of tiles where they lie there, a word in the note."
+        if self.class_map is None: return replace(self, note="; ".join(filter(None, [note, self.note])))
+        scale = shape[0] / self.class_map.shape[0]
+        confidence = resize(self.confidence, shape, order=1, preserve_range=True).round().astype(np.uint8)
+        tiles = self.tiles.assign(x=(self.tiles["x"] * scale).round().astype(int), y=(self.tiles["y"] * scale).round().astype(int))
+        return replace(self, class_map=resample_classes(self.class_map, shape), confidence=confidence, tiles=tiles, note="; ".join(filter(None, [note, self.note])))
+
     def summary(self):
         "Counts for the ROI table, a dict."
         plain = self.tiles[~self.tiles["blank"]]
@@ -108,10 +118,13 @@ def segment_roi(
     batch=15,     # tiles at a time: three regions
     flips=False,  # average over mirror images
     device="auto",
+    pixel_size_um=np.nan,  # of the ROI: where it is another than the head's, the ROI is segmented at the head's
 ):
     "The `Segmentation` of an ROI, its maps of exactly the ROI's size."
     reader = ArrayReader(image) if isinstance(image, np.ndarray) else image
     device, (height, width) = pick_device(device), reader.shape[:2]
+    if (factor := work_factor(pixel_size_um, model.pixel_size_um(domain))) != 1:
+        return segment_roi(resample_image(reader.read(0, height), factor), model, domain, region, batch, flips, device).resampled((height, width), f"segmented at {model.pixel_size_um(domain):g} um per pixel, the image has {pixel_size_um:g}")
     model.encoder.to(device).eval()
     for head in model.heads.values(): head.to(device)
     routed, head = [], model.heads.get(domain)
@@ -156,7 +169,7 @@ def segment_many(
     "`(rois, tiles)`: a row per ROI (state, domain, tiles abstained from ...) and a row per tile; writes the maps."
     rows, tables, out = [], [], Path(out)
     for roi in progress(rois.to_dict("records"), "segmenting", total=len(rois)):
-        with open_roi(roi["image"]) as reader: found = segment_roi(reader, model, roi["modality"], **settings)
+        with open_roi(roi["image"]) as reader: found = segment_roi(reader, model, roi["modality"], pixel_size_um=roi["pixel_size_um"], **settings)
         for name, pixels in ((f"{roi['roi']}.png", found.class_map), (f"{roi['roi']}_confidence.png", found.confidence)):
             if pixels is None: (out / name).unlink(missing_ok=True)
             else: write_mask(out / name, pixels, roi["pixel_size_um"])
@@ -194,19 +207,5 @@ def segment_files(
     if not model.heads: raise UserError(f"{run}: no head was trained in this run: give masks in its manifest and run it again")
     for p in images: open_roi(p).close()  # a damaged file is found before the first map is drawn
     table, _ = segment_many(pd.DataFrame({"roi": stems, "image": [str(p) for p in images], "modality": "", "pixel_size_um": size}), model, out, **settings)
-    trained = trained_pixel_sizes(run)
-    table["note"] = [_size_note(n, size, trained.get(d)) for n, d in zip(table["note"], table["domain"])]
     write_table(out / "roi_segmentation.csv", table)
     return table
-
-def trained_pixel_sizes(run):
-    "Median pixel size (um) of each domain in a run's ROI table, a dict."
-    path = Path(run) / "tables/rois.csv"
-    if not path.exists(): return {}
-    rois = read_table(path)
-    return rois.dropna(subset=["pixel_size_um", "modality"]).groupby("modality")["pixel_size_um"].median().to_dict()
-
-def _size_note(note, size, trained):
-    "The note with a warning where the pixel size is far from the one trained at."
-    if trained is None or not np.isfinite(size) or 2 / 3 < size / trained < 1.5: return note
-    return "; ".join(filter(None, [note, f"{size:g} um per pixel, the head was trained at {trained:g}: rescale the image for a map to be trusted"]))

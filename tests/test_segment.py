@@ -11,6 +11,7 @@ from bonehisto.decoder import create_decoder
 from bonehisto.encoder import create_encoder, save_encoder
 from bonehisto.files import UserError
 from bonehisto.images import read_mask
+from bonehisto.rescale import resample_image
 from bonehisto.router import Router
 from bonehisto.model import Model, encode_tiles, load_model
 from bonehisto.segment import segment_files, segment_many, segment_roi
@@ -144,11 +145,23 @@ def test_bad_images_are_found_before_anything_is_written(run, tmp_path):
         assert not (tmp_path / "maps").exists()
 
 
-def test_a_pixel_size_far_from_the_trained_one_is_said(run, tmp_path):
-    pd.DataFrame({"roi": ["x"], "modality": ["brightfield"], "pixel_size_um": [.5]}).to_csv((run / "tables").mkdir(exist_ok=True) or run / "tables/rois.csv", index=False)
-    Image.fromarray(texture(300, 300, 4, *PALE)).save(tmp_path / "a.png")
-    assert "trained at 0.5" in segment_files([tmp_path / "a.png"], run, 1.5, tmp_path / "m")["note"][0]
-    assert segment_files([tmp_path / "a.png"], run, .5, tmp_path / "m")["note"][0] == ""
+@pytest.mark.parametrize("size", [.25, 1.])
+def test_an_roi_of_another_pixel_size_is_segmented_at_the_heads(model, size, monkeypatch):
+    "The map is what the head makes of the ROI at its own pixel size, brought back; maps and corners of tiles lie in the ROI's own pixels."
+    monkeypatch.setitem(model.heads["brightfield"].facts, "pixel_size_um", .5)
+    at_half = texture(300, 340, 4, *PALE)
+    image = resample_image(at_half, .5 / size)
+    plain, found = segment_roi(at_half, model, "brightfield", pixel_size_um=.5), segment_roi(image, model, "brightfield", pixel_size_um=size)
+    assert found.class_map.shape == found.confidence.shape == image.shape[:2] and f"the image has {size:g}" in found.note and plain.note == ""
+    assert len(found.tiles) == len(plain.tiles) and found.tiles["x"].tolist() == (plain.tiles["x"] * .5 / size).astype(int).tolist()
+    unscaled = segment_roi(image, model, "brightfield")
+    assert "the image has" not in unscaled.note and np.array_equal(unscaled.class_map, segment_roi(image, model, "brightfield", pixel_size_um=.5).class_map)
+
+
+def test_heads_of_different_pixel_sizes_leave_an_open_roi_as_it_is(model, monkeypatch):
+    for domain, size in (("brightfield", .5), ("fluorescence", .25)): monkeypatch.setitem(model.heads[domain].facts, "pixel_size_um", size)
+    assert np.isnan(model.pixel_size_um()) and model.pixel_size_um("fluorescence") == .25
+    assert segment_roi(texture(300, 340, 4, *PALE), model, pixel_size_um=1.).note == ""
 
 
 def test_parts_that_do_not_belong_together_are_refused(model, tmp_path):
