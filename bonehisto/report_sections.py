@@ -242,7 +242,7 @@ def segmentation_section(run):
     if log is None: blocks.append(missing(run.why["heads_log.csv"]))
     else:
         n = len(monitored(log)); fig, axes = canvas(2.3, 1, n, width=min(9.2, 4.2 * n)); plot_heads(log, axes)
-        blocks.append(figure(fig, "Training of the heads. Cross: the weights that were kept, best on validation subjects.", run.path / "figures/heads.png"))
+        blocks.append(figure(fig, "Training of the heads: the decoder alone, then (dashed) with the head's own copies of the encoder's last blocks. Cross: the best validation Dice of each phase; the latest weights about as good as the best of all are kept.", run.path / "figures/heads.png"))
     t = run.table("heads.csv", "heads")
     if t is None: blocks.append(missing(run.why["heads.csv"]))
     else: blocks.append(table(t.dropna(axis=1, how="all"), "The heads: steps made, the phase and step whose weights were kept, the best validation Dice of each phase (decoder: on the frozen encoder; blocks: with the head's own copies of its last blocks), and what they learnt from."))
