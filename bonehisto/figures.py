@@ -143,7 +143,7 @@ def plot_scores(
         for v, h, yy in zip(part["mean"], part["high"], y):
             if np.isfinite(v): ax.annotate(f"{v:.2f}", (np.nanmax([v, h]), yy), (5, 0), textcoords="offset points", va="center", fontsize=8, color=INK)
     ax.set(yticks=range(len(rows)), yticklabels=map(pretty, rows), xlim=(0, 1.08), ylim=(len(rows) - .4, -.6)); ax.set_xticks(np.linspace(0, 1, 6))
-    legend(ax, loc="center left")
+    legend(ax, loc="upper left")
     return dress(ax, None, "score, mean over subjects", "", grid="x")
 
 # %% ../nbs/85_figures.ipynb #70da5d0e
