@@ -59,6 +59,10 @@ class Shared:
     grid: tuple          # (rows, columns) of patches
     prefix: int          # tokens before the patches
 
+    def to(self, where):
+        "The same on another device, or in another precision."
+        return Shared(self.state.to(where), {d: p.to(where) for d, p in self.taken.items()}, self.grid, self.prefix)
+
     def features(self):
         "`(cls, mean)`: the class token and the mean patch token, each (B, dim), tokens normalised over their width."
         y = F.layer_norm(self.state, self.state.shape[-1:])

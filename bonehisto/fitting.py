@@ -15,7 +15,6 @@ import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
-from torch import nn
 
 # %% ../nbs/62_fitting.ipynb #72589173
 from .files import progress

@@ -12,7 +12,6 @@ import copy, math
 # %% ../nbs/63_heads.ipynb #5191bbf2
 from .decoder import create_decoder
 from .fitting import Phase, fit_network, fit_temperature, predict_tiles, sample_pixels
-from .labelled_tiles import gather_labels
 from .trained_head import Head, HeadNetwork, encoder_digest
 
 # %% ../nbs/63_heads.ipynb #3ecf16ef

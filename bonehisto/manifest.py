@@ -9,7 +9,7 @@ from pathlib import Path
 
 import yaml
 
-from .entries import (DEFAULT_CLASSES, Roi, Study, Subject, build_entry, 
+from .entries import (DEFAULT_CLASSES, Roi, Study, Subject, build_entry,
                                courses_interval)
 from .files import UserError, atomic_path, nearest_name
 from .roi_list import expand_images, field_place, list_entries, read_yaml

@@ -65,7 +65,7 @@ def encode_tiles(
     "`(x, shared, features)` of one batch: images (n, 3, S, S) in 0..1, `Shared` in float32 on the device, router features (n, D)."
     x = torch.from_numpy(np.ascontiguousarray(tiles)).to(device).permute(0, 3, 1, 2).float() / 255
     with autocast(device): s = model.encoder.share(x, model.depths)
-    s = Shared(s.state.float(), {d: p.float() for d, p in s.taken.items()}, s.grid, s.prefix)
+    s = s.to(torch.float32)
     return x, s, router_features(*(f.cpu().numpy() for f in s.features()), tiles)
 
 # %% ../nbs/64_model.ipynb #cc4fbdb0
@@ -94,8 +94,7 @@ def decode_tiles(
     flips=False,  # average over mirror images
 ):
     "Probabilities (n, S, S, classes), float32 numpy."
-    device, encoder = x.device, model.encoder
-    shared = Shared(shared.state.to(device), {d: p.to(device) for d, p in shared.taken.items()}, shared.grid, shared.prefix)
+    device, encoder, shared = x.device, model.encoder, shared.to(x.device)
     with autocast(device): p = head.probabilities(x, encoder, shared)
     if flips:
         for axes in ((2,), (3,), (2, 3)):

@@ -9,10 +9,10 @@ torch_vision_ready()  # before segmentation-models-pytorch, which imports torchv
 
 # %% ../nbs/66_peers.ipynb #3f6fa66e
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 # %% ../nbs/66_peers.ipynb #a0650606
+from .decoder import TokenClassifier
 from .encoder import create_encoder
 from .files import UserError, nearest_name
 from .fitting import Phase, fit_network
@@ -28,12 +28,11 @@ class LinearNetwork(nn.Module):
     ):
         super().__init__()
         self.held, self.depths = (encoder,), encoder.default_depths()
-        self.classify = nn.Linear(encoder.dim * len(self.depths), classes)
+        self.classify = TokenClassifier(encoder.dim * len(self.depths), classes)
 
     def forward(self, x):
         with torch.no_grad(): tokens = self.held[0].tokens(x, self.depths)
-        y = self.classify(torch.cat(tokens.patches, -1)).transpose(1, 2).unflatten(2, tokens.grid)
-        return F.interpolate(y, size=x.shape[-2:], mode="bilinear", align_corners=False)
+        return self.classify(tokens.patches, tokens.grid, x.shape[-2:])
 
 # %% ../nbs/66_peers.ipynb #a3dc7a0c
 def create_unet(

@@ -37,7 +37,7 @@ def band_tiles(
     reader,      # `.shape`, `.read(y0, y1)`
     region=448,  # side of a region, px
 ):
-    "Yields per band `(y, windows, tiles)`: its first row, its tiles' rows of the window table with `blank` and `focus`, and their pixels (n, tile, tile, 3)."
+    "Yields per band `(y, windows, tiles)`: its first row, its tiles' rows of the window table with `blank`, and their pixels (n, tile, tile, 3)."
     height, width = reader.shape[:2]; tile = region // 2
     table = tile_windows(height, width, region, tile)
     table = table[table["valid_fraction"] > 0]
@@ -45,7 +45,7 @@ def band_tiles(
         here = table[(table["y"] >= y) & (table["y"] < y + region)].reset_index(drop=True)
         tiles = cut_tiles(read_band(reader, y, region), here.assign(y=here["y"] - y), tile)
         own = [describe_tile(t[:tile - b, :tile - r]) for t, b, r in zip(tiles, here["pad_bottom"], here["pad_right"])]
-        yield y, here.assign(blank=[o[0] for o in own], tissue_fraction=[o[1] for o in own], focus=tile_focus(tiles)), tiles
+        yield y, here.assign(blank=[o[0] for o in own], tissue_fraction=[o[1] for o in own]), tiles
 
 # %% ../nbs/65_segment.ipynb #cc4a8d01
 class Band:
@@ -144,7 +144,7 @@ def segment_roi(
                 if head: seen.append((x, shared))
                 elif not domain and model.heads: store.put(shared)
             sent = pd.concat(found, ignore_index=True)
-            routed.append(pd.concat([windows, sent], axis=1))
+            routed.append(pd.concat([windows.assign(focus=tile_focus(tiles)), sent], axis=1))
             if head: draw(head, y, windows, tiles, sent, seen)
         table = pd.concat(routed, ignore_index=True)
         final, note = settle_domain(table, domain)
