@@ -20,12 +20,12 @@ def plot_label_efficiency(
 ):
     "The Axes with the mean over seeds of each peer against the number of labelled ROIs, and its interval."
     ticks = sorted(set(summary["labels"].astype(str)), key=lambda v: np.inf if v == "all" else int(v))
-    peers = [p for p in PEER_NAMES if p in set(summary["peer"])]
+    peers = sorted(set(summary["peer"]), key=lambda p: [*PEER_NAMES, p].index(p))
     for k, peer in enumerate(peers):
         part = summary[summary["peer"] == peer].assign(x=lambda t: [ticks.index(str(v)) for v in t["labels"]]).sort_values("x")
         x = part["x"] + .06 * (k - (len(peers) - 1) / 2)
         ax.vlines(x, part["low"].clip(0, 1), part["high"].clip(0, 1), color=CYCLE[k], linewidth=1.4)
-        ax.plot(x, part["mean"], "o-" if len(part) > 2 else "o:", color=CYCLE[k], markersize=5, linewidth=1.4, label=PEER_NAMES[peer])
+        ax.plot(x, part["mean"], "o-" if len(part) > 2 else "o:", color=CYCLE[k], markersize=5, linewidth=1.4, label=PEER_NAMES.get(peer, f"head, {pretty(peer)}"))
     ax.set(xticks=range(len(ticks)), xticklabels=ticks, xlim=(-.4, len(ticks) - .6), ylim=(0, 1.02))
     dress(ax, pretty(title) if title else None, "labelled ROIs", score)
     legend(ax, loc="lower right")

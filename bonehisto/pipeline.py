@@ -12,7 +12,7 @@ from pathlib import Path
 from .files import UserError, file_digest, read_json, write_json
 from .manifest import load_manifest, save_manifest
 from .provenance import PACKAGE, code_digest, data_digest, git_commit, output_sizes, outputs_stand, step_key
-from .recipe import STEPS, notebook_path, resolve_parameters, step_named
+from .recipe import EXTRAS, STEPS, notebook_path, resolve_parameters, step_named
 
 # %% ../nbs/95_pipeline.ipynb #3e8d2865
 def execute_notebook(
@@ -96,7 +96,8 @@ def plan_run(
     record, keys, plan = read_record(run)["steps"], {}, []
     package = Path(sys.modules[PACKAGE].__file__).parent
     data = {"inventory": data_digest(_source_files(manifest), run / "log" / "digests.json") + file_digest(run / "manifest.yaml"),
-            "summarise": data_digest([manifest.truth], run / "log" / "truth_digest.json") if manifest.truth else ""}
+            "summarise": data_digest([manifest.truth], run / "log" / "truth_digest.json") if manifest.truth else "",
+            "report": data_digest(sorted(p for s in EXTRAS for g in s.writes for p in run.glob(g) if p.suffix == ".csv"), run / "log" / "extras_digest.json")}
     for step in STEPS:
         keys[step.name] = step_key(parameters[step.name], code_digest(notebook_path(step), package, drawings=step.name == "report"), [keys[n] for n in step.needs], data.get(step.name, ""))
         last = record.get(step.name, {})

@@ -126,15 +126,17 @@ def count_roi(
     min_px=8,           # of a piece
     instances=None,     # (H, W) true instance ids, where the masks tell touching objects of class 1 apart
     within=2.,          # px, of a border that is found
+    valid=None,         # (H, W) bool, pixels that count; None = all
 ):
     "Counts of an ROI: `confusion` (classes, classes), `detection` and `objects` (3, classes), `borders` (4, classes), `widths` (2, classes, steps)."
     crops = [np.s_[y:y + tile, x:x + tile] for x, y in zip(tiles["x"], tiles["y"]) if y < truth.shape[0] and x < truth.shape[1]]
+    if valid is not None: truth, prediction = np.where(valid, truth, 0), np.where(valid, prediction, 0)
     objects = np.zeros((3, classes), np.int64)
     for c in range(1, classes):
         own = pieces(truth == c if instances is None or c > 1 else instances, min_px)
         objects[:, c] = object_counts(own, pieces(prediction == c, min_px), least_iou)
-    return {"confusion": confusion(truth, prediction, classes), "objects": objects, "borders": border_counts(truth, prediction, classes, within), "widths": width_counts(truth, prediction, classes),
-            "detection": detection_counts([truth[c] for c in crops], [prediction[c] for c in crops], classes, min_fraction)}
+    return {"confusion": confusion(truth, prediction, classes, valid), "objects": objects, "borders": border_counts(truth, prediction, classes, within), "widths": width_counts(truth, prediction, classes),
+            "detection": detection_counts([truth[c] for c in crops], [prediction[c] for c in crops], classes, min_fraction, None if valid is None else [valid[c] for c in crops])}
 
 # %% ../nbs/61_scores.ipynb #ad2e4983
 def subject_scores(
