@@ -199,7 +199,7 @@ def segment(
 
     Example: `bonehisto segment new/*.png --model runs/demo --pixel-size-um 0.5 --out maps`
     """
-    from bonehisto.segment import segment_files
+    from bonehisto.segment_study import segment_files
     table = segment_files(images, model, pixel_size_um, out)
     _say(table.to_string(index=False))
     _say(f"wrote {(table['state'] == 'segmented').sum()} maps to {out}, of {len(table)} images")

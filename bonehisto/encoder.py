@@ -63,6 +63,15 @@ class Shared:
         "The same on another device, or in another precision."
         return Shared(self.state.to(where), {d: p.to(where) for d, p in self.taken.items()}, self.grid, self.prefix)
 
+    def rows(self, index):
+        "The images of an index alone."
+        return Shared(self.state[index], {d: p[index] for d, p in self.taken.items()}, self.grid, self.prefix)
+
+    @classmethod
+    def join(cls, parts):
+        "Several batches as one."
+        return cls(torch.cat([p.state for p in parts]), {d: torch.cat([p.taken[d] for p in parts]) for d in parts[0].taken}, parts[0].grid, parts[0].prefix)
+
     def features(self):
         "`(cls, mean)`: the class token and the mean patch token, each (B, dim), tokens normalised over their width."
         y = F.layer_norm(self.state, self.state.shape[-1:])

@@ -16,7 +16,8 @@ def tile_focus(
     "Focus (n,) of each tile: log of fine over coarse detail; lower is less sharp."
     out = np.empty(len(tiles))
     for i, tile in enumerate(tiles):
-        fine, middle, coarse = (ndimage.gaussian_filter(tile.mean(-1, dtype=np.float32), s) for s in SCALES)
+        grey = tile @ np.full(3, 1 / 3, np.float32)
+        fine, middle, coarse = (ndimage.gaussian_filter(grey, s, truncate=3) for s in SCALES)
         out[i] = np.log((((fine - middle) ** 2).mean() + 1e-3) / (((middle - coarse) ** 2).mean() + 1e-3))
     return out
 

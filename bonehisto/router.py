@@ -16,6 +16,7 @@ from safetensors.numpy import load_file, save_file
 
 # %% ../nbs/50_router.ipynb #5e813453
 from .files import UserError, atomic_path, read_json, write_json
+from .tiling import block_means
 
 # %% ../nbs/50_router.ipynb #d009301a
 ABSTAIN = "abstain"
@@ -27,8 +28,8 @@ def colour_histogram(
     full=0.15,  # chroma from which a pixel counts as wholly coloured
 ):
     "Square roots of the shares (n, 45) of pixels by brightness (5 levels) and hue (8 and grey), each pixel shared between its neighbouring bins."
-    n, h, w, _ = tiles.shape
-    p = tiles.reshape(n, h // 4, 4, w // 4, 4, 3).mean((2, 4), dtype=np.float32).reshape(n, -1, 3) / 255  # 4x4 px: noise is no colour
+    n = len(tiles)
+    p = block_means(tiles, 4).reshape(n, -1, 3) / 255  # 4x4 px: noise is no colour
     x, y = p[..., 0] - (p[..., 1] + p[..., 2]) / 2, np.sqrt(3) / 2 * (p[..., 1] - p[..., 2])
     hue, level, coloured = np.arctan2(y, x) / (2 * np.pi) % 1 * HUES, p.max(-1) * (LEVELS - 1), np.minimum(np.hypot(x, y) / full, 1)
     h0, v0 = np.floor(hue).astype(int) % HUES, np.minimum(level.astype(int), LEVELS - 2)

@@ -14,7 +14,8 @@ from bonehisto.images import read_mask
 from bonehisto.rescale import resample_image
 from bonehisto.router import Router
 from bonehisto.model import Model, encode_tiles, load_model
-from bonehisto.segment import segment_files, segment_many, segment_roi
+from bonehisto.segment import segment_roi
+from bonehisto.segment_study import segment_files, segment_many, segment_together
 from bonehisto.tiling import tile_roi
 from bonehisto.trained_head import Head, encoder_digest
 
@@ -65,6 +66,33 @@ def test_each_tile_is_encoded_once(model, monkeypatch):
     for domain in ("brightfield", ""):
         seen.clear(); found = segment_roi(texture(500, 480, 0, *PALE), model, domain)
         assert found.state == "segmented" and sum(seen) == len(found.tiles) == len(found.tiles.drop_duplicates(["x", "y"]))
+
+
+SMALL = [(300, 300, 0, *PALE), (120, 90, 1, *DARK), (224, 224, 2, *PALE), (230, 500, 3, *DARK), (224, 224, 4, 0, 250)]
+
+
+@pytest.mark.parametrize("stated", [[""] * 5, ["brightfield", "fluorescence", "", "", "brightfield"]])
+def test_small_rois_together_give_what_each_gives_alone(model, stated, monkeypatch):
+    images, sizes, share = [texture(*s) for s in SMALL], [], type(model.encoder).share
+    alone = [segment_roi(i, model, d) for i, d in zip(images, stated)]
+    monkeypatch.setattr(type(model.encoder), "share", lambda self, x, depths=None: (sizes.append(len(x)), share(self, x, depths))[1])
+    together = segment_together(images, model, stated, batch=6)
+    assert sum(sizes) == sum(len(a.tiles) for a in alone) and set(sizes[:-1]) == {6}  # batches are full, across ROIs
+    for a, b in zip(alone, together):
+        assert (a.state, a.domain, a.note, a.quality) == (b.state, b.domain, b.note, b.quality)
+        pd.testing.assert_frame_equal(a.tiles, b.tiles, rtol=1e-3)
+        if a.class_map is None: assert b.class_map is None
+        else: assert (a.class_map != b.class_map).mean() < 1e-3 and np.abs(a.confidence.astype(int) - b.confidence).max() <= 2
+
+
+def test_large_and_small_rois_stand_in_the_order_of_the_study(model, tmp_path):
+    names = list("ABCDEF")
+    for name, shape in zip(names, [SMALL[0], (900, 900, 7, *PALE), *SMALL[1:]]): Image.fromarray(texture(*shape)).save(tmp_path / f"{name}.png")
+    rois = pd.DataFrame([{"roi": r, "image": tmp_path / f"{r}.png", "modality": "", "pixel_size_um": .5} for r in names])
+    table, tiles = segment_many(rois, model, tmp_path / "maps", batch=6)
+    assert table["roi"].tolist() == names and tiles["roi"].unique().tolist() == names and (table["tiles"] == tiles.groupby("roi").size().to_numpy()).all()
+    for r in table[table["state"] == "segmented"]["roi"]: assert Image.open(tmp_path / f"maps/{r}.png").size == Image.open(tmp_path / f"{r}.png").size
+    assert len(segment_many(rois[:0], model, tmp_path / "maps")[0]) == 0
 
 
 def test_stated_and_found_domain_give_the_same_map(model):
@@ -178,15 +206,15 @@ def test_parts_that_do_not_belong_together_are_refused(model, tmp_path):
 
 
 def test_a_stopped_run_leaves_no_half_written_map(model, tmp_path, monkeypatch):
-    from bonehisto import segment
+    from bonehisto import segment_study
     Image.fromarray(texture(300, 300, 4, *PALE)).save(tmp_path / "a.png")
     rois = pd.DataFrame([{"roi": r, "image": tmp_path / "a.png", "modality": "", "pixel_size_um": .5} for r in "AB"])
-    write, calls = segment.write_mask, []
+    write, calls = segment_study.write_mask, []
     def stopped(path, *rest):
         calls.append(path)
         if len(calls) == 3: raise KeyboardInterrupt
         return write(path, *rest)
-    monkeypatch.setattr(segment, "write_mask", stopped)
+    monkeypatch.setattr(segment_study, "write_mask", stopped)
     with pytest.raises(KeyboardInterrupt): segment_many(rois, model, tmp_path / "maps")
     assert sorted(p.name for p in (tmp_path / "maps").iterdir()) == ["A.png", "A_confidence.png"]
     assert read_mask(tmp_path / "maps/A.png", [type("C", (), c) for c in CLASSES]).shape == (300, 300)
@@ -199,6 +227,7 @@ def test_mirror_images_are_averaged_on_request(model):
     other = np.ascontiguousarray(image[:, ::-1])
     apart = [np.abs(a.confidence.astype(int) - segment_roi(other, model, "brightfield", flips=f).confidence[:, ::-1]).mean() for a, f in ((plain, False), (flipped, True))]
     assert apart[1] < .5 * apart[0]  # an image and its mirror image get the same answer
+
 
 def test_every_roi_gets_a_word_on_its_quality(model, monkeypatch):
     image = texture(460, 460, 2, *PALE)
