@@ -2,11 +2,11 @@
 
 # %% auto #0
 __all__ = ['PRECISIONS', 'PACKAGES', 'torch_vision_ready', 'pick_device', 'gpu_count', 'has_bfloat16', 'pick_precision',
-           'autocast', 'free_memory', 'peak_memory', 'synchronise', 'cpu_count', 'set_threads', 'package_versions',
-           'describe_machine']
+           'autocast', 'free_memory', 'peak_memory', 'synchronise', 'StopWatch', 'cpu_count', 'set_threads',
+           'package_versions', 'describe_machine']
 
 # %% ../nbs/05_device.ipynb #ab7f0bbb
-import os, platform, sys
+import os, platform, sys, time
 from importlib import metadata
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # read when torch loads: idle threads that spin slow down everyone who shares the cores
@@ -103,6 +103,16 @@ def synchronise(device):
     if device.type in ("cuda", "mps"): getattr(torch, device.type).synchronize()
 
 # %% ../nbs/05_device.ipynb #8ffb0c3f
+class StopWatch:
+    "Seconds of work since it was made (`.seconds()`). On a CPU, time in which other programs had the cores does not count."
+    def __init__(self,
+        device,  # torch.device on which the work is done
+    ): self.cpu, self.begun = device.type == "cpu", (time.perf_counter(), time.process_time())
+
+    def seconds(self):
+        wall, own = time.perf_counter() - self.begun[0], time.process_time() - self.begun[1]
+        return min(wall, own) if self.cpu else wall
+
 def cpu_count():
     "Number of CPU cores this process may use."
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)

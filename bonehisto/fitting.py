@@ -5,10 +5,10 @@ __all__ = ['LOG', 'class_weights', 'near_borders', 'head_loss', 'RunningMean', '
            'fit_temperature', 'sample_pixels', 'Phase', 'Fit', 'fit_network']
 
 # %% ../nbs/62_fitting.ipynb #e782c0ef
-from .device import autocast, pick_device
+from .device import StopWatch, autocast, pick_device
 
 # %% ../nbs/62_fitting.ipynb #21a46328
-import copy, math, time
+import copy, math
 from dataclasses import dataclass
 
 import numpy as np
@@ -180,7 +180,7 @@ def fit_network(
         opt = torch.optim.AdamW([{"params": list(p), "lr": r} for p, r in phase.rates], weight_decay=.01)
         bar = progress(range(1, phase.steps + 1), f"{data.domain} {phase.name}", total=phase.steps)
         for step in bar:
-            begun, done = time.perf_counter(), max((step - 1) / phase.steps, taken / budget)
+            watch, done = StopWatch(device), max((step - 1) / phase.steps, taken / budget)
             for group, (_, rate) in zip(opt.param_groups, phase.rates): group["lr"] = rate * min(1, max(step / 20, 20 * done)) * (.5 + .5 * math.cos(math.pi * min(done, 1))) + 1e-6
             pick = rng.choice(len(data.index), batch, p=draw)
             x, y = make_batch(data.tiles[data.index[pick]], data.masks[pick], rng, vary)
@@ -192,7 +192,7 @@ def fit_network(
             loss = head_loss(logits.float(), y, weight, edge)
             opt.zero_grad(set_to_none=True); loss.backward(); opt.step(); mean.update(net)
             losses.append(loss.item()); made += 1
-            taken += time.perf_counter() - begun
+            taken += watch.seconds()
             after = max(step / phase.steps, taken / budget)
             if after * looks >= looked + 1:
                 looked = math.floor(after * looks)
