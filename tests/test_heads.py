@@ -224,7 +224,7 @@ def test_a_training_ends_when_its_seconds_are_spent(data, monkeypatch):
     from bonehisto import fitting
     monkeypatch.setattr(fitting.StopWatch, "seconds", lambda self: 1)  # a step takes one second
     net = torch.nn.Conv2d(3, 3, 1)
-    found = fit_network(net, data, [Phase("a", 3000, [([net.bias], .1)]), Phase("b", 1000, [([net.weight], .1)])], batch=1, seconds=40)
+    found = fit_network(net, data, [Phase("a", 3000, [([net.bias], .1)]), Phase("b", 1000, [([net.weight], .1)])], batch=1, seconds=40, patience=99)
     assert found.log.groupby("phase")["step"].max().to_dict() == {"a": 30, "b": 40} and found.seconds == 40 and len(found.log) == 20
 
 
