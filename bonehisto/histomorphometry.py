@@ -2,9 +2,9 @@
 
 # %% auto #0
 __all__ = ['CLASS_IDS', 'TISSUE_SUMS', 'LABEL_SUMS', 'FACING', 'LABEL_BASE', 'SECTION_FACTORS', 'NO_TISSUE', 'NO_BONE',
-           'NO_SURFACE', 'NO_OSTEOID', 'TISSUE_SETTINGS', 'INDEX_SETTINGS', 'LEAST_TISSUE_MM2', 'section_factor',
-           'Derivation', 'derive_structure', 'derive_labels', 'derive_indices', 'tissue_sums', 'label_sums',
-           'check_interval', 'measure_in_full', 'measure_roi', 'pool_subject', 'names_in_2d']
+           'NO_SURFACE', 'NO_OSTEOID', 'DIRECT', 'TISSUE_SETTINGS', 'INDEX_SETTINGS', 'LEAST_TISSUE_MM2',
+           'section_factor', 'Derivation', 'derive_structure', 'derive_labels', 'derive_indices', 'tissue_sums',
+           'label_sums', 'check_interval', 'measure_in_full', 'measure_roi', 'pool_subject', 'names_in_2d']
 
 # %% ../nbs/75_histomorphometry.ipynb #a04c5c26
 import numpy as np
@@ -14,6 +14,7 @@ from .boundaries import (MeasureError, check_class_map, check_pixel_size, extend
                                   osteoid_surface, small_pieces, tidy_tissue, trace_boundary)
 from .files import nearest_name
 from .labels import fill_stretches, stretch_table, trace_labels
+from .thickness import direct_thickness
 
 # %% ../nbs/75_histomorphometry.ipynb #89b03516
 CLASS_IDS = {"brightfield": (0, 1, 2), "fluorescence": (0, 1, 2, 3)}  # background, bone, osteoid, label
@@ -134,6 +135,7 @@ def tissue_sums(
     both = extend_classes(tissue.astype(np.uint8) + osteoid, roi)
     surface = trace_boundary(both > 0, roi)
     covered_um, notes["seam_width_um"] = osteoid_surface(surface, both == 2, px, min_width_um)
+    notes["bone_um"], notes["marrow_um"] = direct_thickness(tissue, px, roi), direct_thickness(roi & ~tissue, px, roi)
     area, total, perimeter = tissue.sum() * mm2, roi.sum() * mm2, length_px(surface) * mm
     values = [total, area, (tissue & ~osteoid).sum() * mm2, osteoid.sum() * mm2, total - area, perimeter, covered_um / 1e3,
               length_px(trace_boundary(both == 1, roi)) * mm, perimeter - covered_um / 1e3]
@@ -155,6 +157,8 @@ def check_interval(interval_days):
     return float(interval_days)
 
 # %% ../nbs/75_histomorphometry.ipynb #5ad344cf
+DIRECT = {"O.Th direct (um)": ("seam_width_um", "O.Pm (mm)", NO_OSTEOID), "Tb.Th direct (um)": ("bone_um", "B.Ar (mm2)", "no bone, or nothing but bone, in the analysed part"),
+          "Tb.Sp direct (um)": ("marrow_um", "Ma.Ar (mm2)", "no marrow, or nothing but marrow, in the analysed part")}  # key: width among the notes, what it is weighted by, why there is none
 TISSUE_SETTINGS = ("min_fragment_um2", "max_hole_um2", "min_speck_um2", "min_width_um")
 INDEX_SETTINGS = ("wall_thickness_um", "imputed_mar_um_d")
 
@@ -175,8 +179,9 @@ def measure_in_full(class_map, domain, pixel_size_um, roi=None, interval_days=No
     sums |= label_sums(table) | dict(zip(LABEL_BASE, (sums["B.Pm (mm)"], sums["T.Ar (mm2)"]))) if not why else {k: np.nan for k in LABEL_SUMS + LABEL_BASE}
     values, reasons, warnings = derive_indices(sums, interval, section, why, **index_settings)
     reasons |= {k: why for k in LABEL_SUMS + LABEL_BASE if why}
-    values["O.Th direct (um)"] = notes.pop("seam_width_um") / factor
-    if np.isnan(values["O.Th direct (um)"]): reasons["O.Th direct (um)"] = NO_OSTEOID
+    for key, (name, _, none) in DIRECT.items():
+        values[key] = notes.pop(name) / factor
+        if np.isnan(values[key]): reasons[key] = none
     result = {"domain": domain, "pixel_size_um": px, "interval (d)": interval if interval else np.nan, "section": section, "section factor": factor,
               **sums, **values, "label width (um)": float(np.average(table["width_um"], weights=table["length_um"])) if len(table) else np.nan,
               **notes, "warnings": warnings, "reasons": reasons}
@@ -223,6 +228,10 @@ def pool_subject(
     sums |= {k: float(dynamic[of].sum()) if len(dynamic) else np.nan for k, of in zip(LABEL_BASE, ("B.Pm (mm)", "T.Ar (mm2)"))}
     values, reasons, warnings = derive_indices(sums, interval, section, why, **settings)
     reasons |= {k: why for k in LABEL_SUMS + LABEL_BASE if why}
+    for key, (_, by, none) in DIRECT.items():
+        seen = static[static[key].notna()] if key in static else static[:0]
+        values[key] = float(np.average(seen[key], weights=seen[by])) if len(seen) and seen[by].sum() > 0 else np.nan
+        if np.isnan(values[key]): reasons[key] = none
     if sums["T.Ar (mm2)"] < least_tissue_mm2: warnings.append(f"only {sums['T.Ar (mm2)']:.2g} mm2 of tissue: below {least_tissue_mm2:g} mm2 values of one subject are rough")
     return {"structure from": kind, "brightfield ROIs": len(bright), "fluorescence ROIs": len(fluorescent), "interval (d)": interval if interval else np.nan,
             "section": section, "section factor": section_factor(section), **sums, **values, "warnings": warnings, "reasons": reasons}

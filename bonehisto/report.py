@@ -118,6 +118,7 @@ CONVENTIONS = (
     ("MS/BS", "(dLS + sLS/2) / BS. Unresolved double labels count as double here and never enter MAR."),
     ("Pooling", "Per subject by ratio of sums over its ROIs, never by the mean of ratios."),
     ("Plate model", "Tb.Th = 2 BV/BS, Tb.N = (BV/TV) / Tb.Th, Tb.Sp = Tb.Th (TV/BV − 1)."),
+    ("Direct widths", "Tb.Th direct and Tb.Sp direct: mean diameter of the largest disc over every point; frame and ROI edge stop no disc, so they read high in fields not much larger than trabeculae. O.Th direct: mean width of the seam along its surface."),
     ("Reference ranges", "Customary figures for adults, iliac cancellous bone; defaults that may be edited. There is no consensus on cuts."))
 SECTION = {"none": "none: factor 1, columns bear the 3D symbols", "isotropic": "isotropic: perimeter per area × 4/π, widths × π/4", "iliac": "iliac: perimeter per area × 1.199, widths / 1.199 (human iliac cancellous)"}
 

@@ -46,7 +46,7 @@ def truth_section(run):
 
 # %% ../nbs/86_result_sections.ipynb #cd8bf40e
 TABLES = {"Primary measurements (2D, never converted)": ("T.Ar (mm2)", "B.Ar (mm2)", "Md.Ar (mm2)", "O.Ar (mm2)", "Ma.Ar (mm2)", "B.Pm (mm)", "Md.Pm (mm)", "O.Pm (mm)", "Q.Pm (mm)", "sL.Pm (mm)", "dL.Pm (mm)", "uL.Pm (mm)", "Ir.L.Ar (mm2)"),
-          "Structure": ("BV/TV (%)", "Md.V/TV (%)", "BS/BV (mm2/mm3)", "BS/TV (mm2/mm3)", "Tb.Th (um)", "Tb.N (1/mm)", "Tb.Sp (um)"),
+          "Structure": ("BV/TV (%)", "Md.V/TV (%)", "BS/BV (mm2/mm3)", "BS/TV (mm2/mm3)", "Tb.Th (um)", "Tb.Th direct (um)", "Tb.N (1/mm)", "Tb.Sp (um)", "Tb.Sp direct (um)"),
           "Osteoid": ("OV/BV (%)", "OV/TV (%)", "OS/BS (%)", "QS/BS (%)", "O.Th (um)", "O.Th direct (um)"),
           "Labels and bone formation": ("T.Ar of label sections (mm2)", "B.Pm of label sections (mm)", "sLS/BS (%)", "dLS/BS (%)", "uLS/BS (%)", "MS/BS (%)", "MS/BS dLS only (%)", "MS/BS unresolved as single (%)", "MS/OS (%)", "MAR (um/d)", "Aj.AR (um/d)", "BFR/BS (um3/um2/yr)", "BFR/BV (%/yr)", "BFR/TV (%/yr)", "Omt (d)", "Mlt (d)")}
 BASIS = ("T.Ar (mm2)", "B.Pm (mm)")
