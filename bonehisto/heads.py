@@ -42,7 +42,7 @@ def train_head(
     best = fit.log.groupby("phase")["val_dice"].max()
     facts = {"steps": fit.steps, "phase": fit.phase, "best_step": fit.step, "val_dice": fit.val_dice, **{f"val_dice_{p}": float(best.get(p, math.nan)) for p in ("decoder", "blocks")},
              "seconds": round(fit.seconds, 1), "batch": batch, "lr": lr, "seed": seed, "class_weights": fit.weight,
-             "train_subjects": data.subjects["train"], "val_subjects": data.subjects["val"], "train_tiles": len(data.index), "val_tiles": len(data.val), "pixel_size_um": data.pixel_size_um}
+             "train_subjects": data.subjects["train"], "val_subjects": data.subjects["val"], "train_tiles": len(data.index), "val_tiles": len(data.val), "pixel_size_um": data.pixel_size_um, "least_px": data.least_px}
     head = Head(net.decoder, data.domain, data.classes, encoder.name, encoder_digest(encoder), temperature, facts, net.tail if fit.phase == "blocks" else None).to("cpu")
     if out is not None: head.save(out)
     return head, fit.log

@@ -16,6 +16,7 @@ import torch
 # %% ../nbs/59_labelled_tiles.ipynb #d7b67309
 from .files import UserError
 from .images import read_mask
+from .specks import least_pieces
 
 # %% ../nbs/59_labelled_tiles.ipynb #f5a7ddae
 IGNORE = 255  # "class" of a pixel that does not count; class ids are below it
@@ -127,6 +128,7 @@ class LabelledTiles:
     val_masks: np.ndarray  # (v, S, S) uint8
     subjects: dict         # split -> names
     pixel_size_um: float = float("nan")  # of the ROIs learnt from; NaN where unknown
+    least_px: np.ndarray = None  # (classes,), of `least_pieces`
 
 def gather_labels(
     tiles,    # (N, 224, 224, 3) uint8, all tiles of the study
@@ -145,7 +147,8 @@ def gather_labels(
     (own, counts), (val_masks, _) = (cut_masks(rows[s], masks.__getitem__, len(classes)) for s in ("train", "val"))
     missing = [f"{c['id']} {c['name']}" for c, k in zip(classes, counts.sum(0)) if k == 0]
     if missing: raise UserError(f"{domain}: class {', '.join(missing)} occurs in no mask of a training subject (of {', '.join(c['name'] for c in classes)}): label it in one, or take it out of the class table")
-    return LabelledTiles(domain, classes, tiles, rows["train"].index.to_numpy(), own, counts, tiles[rows["val"].index], val_masks, subjects, pixel_size_um)
+    return LabelledTiles(domain, classes, tiles, rows["train"].index.to_numpy(), own, counts, tiles[rows["val"].index], val_masks, subjects, pixel_size_um,
+                         least_pieces((masks[r] for r in rows["train"]["roi"].unique()), len(classes)))
 
 # %% ../nbs/59_labelled_tiles.ipynb #70e9ef95
 def draw_probability(

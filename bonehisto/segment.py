@@ -19,6 +19,7 @@ from .model import SharedStore, as_images, decode_tiles, encode_tiles
 from .quality import roi_quality, tile_focus
 from .rescale import resample_classes, resample_image, work_factor
 from .router import ABSTAIN
+from .specks import drop_specks
 from .tiling import cut_tiles, describe_tile, read_band, tile_weight, tile_windows
 from .trained_head import pick_head
 
@@ -159,4 +160,5 @@ def segment_roi(
                 band = new_band(settled, y)
                 for i in range(0, len(windows), batch): add(band, settled, as_images(tiles[i:i + batch], device), next(waiting), windows[i:i + batch], sent[i:i + batch])
                 draw(band)
+    drop_specks(*maps, settled.least_px)
     return replace(found, class_map=maps[0], confidence=maps[1])

@@ -22,6 +22,7 @@ from .model import decode_tiles, encode_tiles, load_model
 from .quality import tile_focus
 from .rescale import work_factor
 from .segment import ArrayReader, Band, band_tiles, segment_roi, settle_roi
+from .specks import drop_specks
 from .tiling import tile_windows
 
 # %% ../nbs/66_segment_study.ipynb #0805783a
@@ -48,6 +49,8 @@ def segment_together(
             band = Band(y, min(region, height - y), width, len(head.classes), region // 2)
             band.add([drawn[r] for r in part.index], part, (part["domain"] == head.domain) | part["blank"])
             for whole, own in zip(maps[k], band.maps()): whole[y:y + region] = own
+    for (head, _), own in zip(settled, maps):
+        if head: drop_specks(*own, head.least_px)
     return [found if head is None else replace(found, class_map=class_map, confidence=confidence) for (head, found), (class_map, confidence) in zip(settled, maps)]
 
 # %% ../nbs/66_segment_study.ipynb #eee42162

@@ -53,6 +53,12 @@ class Head:
     facts: dict = field(default_factory=dict)  # how it was trained
     tail: nn.ModuleList = None  # its own copies of the encoder's last blocks; None = it uses the encoder's
 
+    @property
+    def least_px(self):
+        "Areas in px below which a piece of each class is a speck; none where that is not known."
+        known = self.facts.get("least_px")
+        return [] if known is None else list(known)
+
     def probabilities(self, x, encoder, shared):
         "Class probabilities (B, classes, H, W), float32, of images x (B, 3, H, W) in 0..1 that `encoder.share` has seen."
         tokens = encoder.finish(shared, self.decoder.shape.depths, self.tail)

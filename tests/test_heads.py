@@ -59,6 +59,7 @@ def test_a_head_learns_and_weights_of_good_validation_are_kept(trained):
     head, log, _ = trained
     kept = log.set_index("step")["val_dice"][head.facts["best_step"]]
     assert head.facts["val_dice"] == kept > log["val_dice"].max() - .01 and kept > .5
+    assert len(head.least_px) == 3 and head.least_px[2] == 100  # no label piece is smaller than a line
     assert head.facts["train_subjects"] == ["S0", "S1", "S2", "S3"] and head.facts["val_subjects"] == ["S4", "S5"]
 
 

@@ -235,3 +235,17 @@ def test_every_roi_gets_a_word_on_its_quality(model, monkeypatch):
     monkeypatch.setitem(model.router.extra, "focus", {"brightfield": plain["focus"] + .1})
     assert plain["quality"] in ("good", "unlike training") and "out of focus" in segment_roi(image, model, "brightfield").quality
     assert segment_roi(np.full((300, 300, 3), 240, np.uint8), model, "brightfield").quality == "blank"
+
+
+def test_specks_are_taken_out_of_the_maps_one_by_one_and_together(model, monkeypatch):
+    from bonehisto import segment, segment_study
+    from bonehisto.scores import pieces
+    def by_brightness(model, head, x, shared, flips=False):  # a map as ragged as its image
+        return torch.nn.functional.one_hot((x.mean(1) * 255).long() % 7 % 3, 3).float().numpy()
+    for module in (segment, segment_study): monkeypatch.setattr(module, "decode_tiles", by_brightness)
+    image = texture(300, 300, 2, *PALE)
+    before = segment_roi(image, model, "brightfield").class_map
+    monkeypatch.setitem(model.heads["brightfield"].facts, "least_px", [40, 40, 40])
+    after, together = segment_roi(image, model, "brightfield"), segment_together([image], model, ["brightfield"])[0]
+    small = lambda m: sum((np.bincount(pieces(m == c, 1).ravel())[1:] < 40).sum() for c in range(3))
+    assert small(after.class_map) < .2 * small(before) and np.array_equal(after.class_map, together.class_map) and np.array_equal(after.confidence, together.confidence)
