@@ -79,7 +79,7 @@ def _name(text):
     if not isinstance(text, (str, int)): raise ValueError
     text = str(text).strip()
     if not text or len(text) > 100 or text[0] in ".-" or re.search(r'[/\\:*?"<>|{}\x00-\x1f]', text): raise ValueError
-    if re.search(r"_(confidence|interlabel)$", text): raise ValueError("results are saved under this ending")
+    if re.search(r"_(confidence|interlabel|probabilities)$", text): raise ValueError("results are saved under this ending")
     return text
 
 Name = Annotated[str, BeforeValidator(lambda v: v if v is None else _name(v))]

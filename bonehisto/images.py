@@ -2,7 +2,7 @@
 
 # %% auto #0
 __all__ = ['to_eight_bits', 'to_rgb', 'conversion_notes', 'ImageRecord', 'read_image', 'image_size', 'RoiReader', 'open_roi',
-           'read_mask', 'write_mask', 'read_polygon']
+           'read_mask', 'write_mask', 'write_probabilities', 'read_probabilities', 'read_polygon']
 
 # %% ../nbs/12_images.ipynb #e0ba1cec
 import json
@@ -184,6 +184,22 @@ def write_mask(
             tifffile.imwrite(tmp, mask, photometric="minisblack", compression="zlib", **tags)
         else: Image.fromarray(mask).save(tmp, format="PNG", compress_level=4, **({"dpi": (25400 / pixel_size_um,) * 2} if known else {}))
     return path
+
+# %% ../nbs/12_images.ipynb #1c4d95ec
+def write_probabilities(
+    path,           # .tif
+    probabilities,  # (H, W, classes) uint8, 255 for certainty
+):
+    "Writes class probabilities without loss, whole or not at all; returns the path."
+    with atomic_path(path) as tmp: tifffile.imwrite(tmp, np.ascontiguousarray(probabilities.transpose(2, 0, 1)), photometric="minisblack", compression="zlib", predictor=True, metadata={"axes": "CYX"})
+    return Path(path)
+
+def read_probabilities(path):
+    "Class probabilities (H, W, classes) uint8. Raises `UserError` where the file is damaged."
+    try: found = tifffile.imread(path)
+    except (OSError, ValueError, tifffile.TiffFileError) as e: raise UserError(f"{path}: not readable class probabilities ({e}): segment the ROI again") from e
+    if found.ndim != 3 or found.dtype != np.uint8: raise UserError(f"{path}: holds {found.dtype} {found.shape}, expected uint8 pages of one class each: segment the ROI again")
+    return found.transpose(1, 2, 0)
 
 # %% ../nbs/12_images.ipynb #08265737
 def _polygons(value):

@@ -58,6 +58,10 @@ class Band:
             self.sum[rows, cols] += p[:w.shape[0], :w.shape[1]] * w[..., None]
             self.total[rows, cols] += w; self.trust[rows, cols] |= ok
 
+    def probabilities(self):
+        "Class probabilities in 255ths, uint8 (rows, width, classes)."
+        return np.rint(self.sum * (255 / self.total[..., None])).astype(np.uint8)
+
     def maps(self):
         "`(class_map, confidence)`, each uint8 (rows, width)."
         p = self.sum.max(-1) / self.total
@@ -90,6 +94,7 @@ class Segmentation:
     confidence: np.ndarray = None
     note: str = ""
     quality: str = ""
+    probabilities: np.ndarray = None  # (H, W, classes) uint8 in 255ths, where they were asked for
 
     def resampled(self, shape, note):
         "The same for the ROI at another size: maps of `shape`, corners of tiles where they lie there, a word in the note."
@@ -97,7 +102,8 @@ class Segmentation:
         scale = shape[0] / self.class_map.shape[0]
         confidence = resize(self.confidence, shape, order=1, preserve_range=True).round().astype(np.uint8)
         tiles = self.tiles.assign(x=(self.tiles["x"] * scale).round().astype(int), y=(self.tiles["y"] * scale).round().astype(int))
-        return replace(self, class_map=resample_classes(self.class_map, shape), confidence=confidence, tiles=tiles, note="; ".join(filter(None, [note, self.note])))
+        soft = None if self.probabilities is None else resize(self.probabilities, (*shape, self.probabilities.shape[2]), order=1, preserve_range=True).round().astype(np.uint8)
+        return replace(self, class_map=resample_classes(self.class_map, shape), confidence=confidence, tiles=tiles, probabilities=soft, note="; ".join(filter(None, [note, self.note])))
 
     def summary(self):
         "Counts for the ROI table, a dict."
@@ -128,19 +134,21 @@ def segment_roi(
     flips=False,  # average over mirror images
     device="auto",
     pixel_size_um=np.nan,  # of the ROI: where it is another than the head's, the ROI is segmented at the head's
+    probabilities=False,   # give class probabilities too
 ):
     "The `Segmentation` of an ROI, its maps of exactly the ROI's size."
     reader = ArrayReader(image) if isinstance(image, np.ndarray) else image
     device, (height, width) = pick_device(device), reader.shape[:2]
     if (factor := work_factor(pixel_size_um, model.pixel_size_um(domain))) != 1:
-        return segment_roi(resample_image(reader.read(0, height), factor), model, domain, region, batch, flips, device).resampled((height, width), f"segmented at {model.pixel_size_um(domain):g} um per pixel, the image has {pixel_size_um:g}")
+        return segment_roi(resample_image(reader.read(0, height), factor), model, domain, region, batch, flips, device, probabilities=probabilities).resampled((height, width), f"segmented at {model.pixel_size_um(domain):g} um per pixel, the image has {pixel_size_um:g}")
     model.to(device)
-    routed, head = [], model.heads.get(domain)
+    routed, soft, head = [], [], model.heads.get(domain)
     maps = tuple(np.zeros((height, width), np.uint8) for _ in range(2)) if model.heads else None
     def new_band(head, y): return Band(y, min(region, height - y), width, len(head.classes), region // 2)
     def add(band, head, x, shared, windows, sent): band.add(decode_tiles(model, head, x, shared, flips), windows, (sent["domain"].to_numpy() == head.domain) | windows["blank"].to_numpy())
     def draw(band):
         for whole, rows in zip(maps, band.maps()): whole[band.y:band.y + region] = rows
+        if probabilities: soft.append(band.probabilities())
     with SharedStore() as store:
         for y, windows, tiles in band_tiles(reader, region):
             found, band = [], new_band(head, y) if head else None
@@ -161,4 +169,4 @@ def segment_roi(
                 for i in range(0, len(windows), batch): add(band, settled, as_images(tiles[i:i + batch], device), next(waiting), windows[i:i + batch], sent[i:i + batch])
                 draw(band)
     drop_specks(*maps, settled.least_px)
-    return replace(found, class_map=maps[0], confidence=maps[1])
+    return replace(found, class_map=maps[0], confidence=maps[1], probabilities=np.concatenate(soft) if probabilities else None)

@@ -17,7 +17,7 @@ import torch
 # %% ../nbs/66_segment_study.ipynb #0f0e15f5
 from .encoder import Shared
 from .files import UserError, progress, write_table
-from .images import open_roi, write_mask
+from .images import open_roi, write_mask, write_probabilities
 from .model import decode_tiles, encode_tiles, load_model
 from .quality import tile_focus
 from .rescale import work_factor
@@ -30,7 +30,7 @@ def segment_together(
     images,   # list of (H, W, 3) uint8
     model,    # Model
     domains,  # as the manifest states them; empty = the router decides
-    region=448, batch=15, flips=False, device="auto",  # as in `segment_roi`
+    region=448, batch=15, flips=False, device="auto", probabilities=False,  # as in `segment_roi`
 ):
     "The `Segmentation` of each image, the same as `segment_roi` gives."
     device = pick_device(device); model.to(device)
@@ -41,6 +41,7 @@ def segment_together(
     table = pd.concat([windows.assign(focus=tile_focus(tiles)), model.router.predict(np.concatenate(features), windows["blank"])], axis=1)
     settled = [settle_roi(part.drop(columns=["roi", "band"]).reset_index(drop=True), model, domains[k]) for k, part in table.groupby("roi")]
     maps = [tuple(np.zeros(image.shape[:2], np.uint8) for _ in range(2)) for image in images]
+    soft = [[] for _ in images]
     for head in model.heads.values():
         rows = np.flatnonzero(table["roi"].map(lambda k: settled[k][0] is head))
         drawn = {r: p for i in range(0, len(rows), batch) for r, p in zip(rows[i:i + batch], decode_tiles(model, head, x[rows[i:i + batch]], shared.rows(rows[i:i + batch]), flips))}
@@ -49,9 +50,10 @@ def segment_together(
             band = Band(y, min(region, height - y), width, len(head.classes), region // 2)
             band.add([drawn[r] for r in part.index], part, (part["domain"] == head.domain) | part["blank"])
             for whole, own in zip(maps[k], band.maps()): whole[y:y + region] = own
+            if probabilities: soft[k].append(band.probabilities())
     for (head, _), own in zip(settled, maps):
         if head: drop_specks(*own, head.least_px)
-    return [found if head is None else replace(found, class_map=class_map, confidence=confidence) for (head, found), (class_map, confidence) in zip(settled, maps)]
+    return [found if head is None else replace(found, class_map=m[0], confidence=m[1], probabilities=np.concatenate(s) if s else None) for (head, found), m, s in zip(settled, maps, soft)]
 
 # %% ../nbs/66_segment_study.ipynb #eee42162
 def segment_many(
@@ -59,6 +61,7 @@ def segment_many(
     model,   # Model
     out,     # folder for <roi>.png and <roi>_confidence.png
     batch=15,    # tiles at a time; ROIs of no more tiles go together
+    probabilities_px=0,  # ROIs of at most so many pixels leave their class probabilities too, <roi>_probabilities.tif
     **settings,  # of `segment_roi`
 ):
     "`(rois, tiles)`: a row per ROI (state, domain, tiles abstained from ...) and a row per tile; writes the maps."
@@ -68,16 +71,18 @@ def segment_many(
         for name, pixels in ((f"{roi['roi']}.png", found.class_map), (f"{roi['roi']}_confidence.png", found.confidence)):
             if pixels is None: (out / name).unlink(missing_ok=True)
             else: write_mask(out / name, pixels, roi["pixel_size_um"])
+        if found.probabilities is None: (out / f"{roi['roi']}_probabilities.tif").unlink(missing_ok=True)
+        else: write_probabilities(out / f"{roi['roi']}_probabilities.tif", found.probabilities)
         rows[i] = {k: roi[k] for k in ("roi", "subject", "group", "split", "modality") if k in roi} | found.summary()
         tables[i] = found.tiles.assign(roi=roi["roi"])
     def flush():
         if not waiting: return
         numbers, images, _ = zip(*waiting); waiting.clear()
-        for i, found in zip(numbers, segment_together(images, model, [records[i]["modality"] for i in numbers], batch=batch, **settings)): keep(i, found)
+        for i, found in zip(numbers, segment_together(images, model, [records[i]["modality"] for i in numbers], batch=batch, probabilities=probabilities_px > 0, **settings)): keep(i, found)
     for i, roi in enumerate(progress(records, "segmenting", total=len(records))):
         with open_roi(roi["image"]) as reader:
             tiles = len(tile_windows(*reader.shape[:2]))
-            if tiles > batch or work_factor(roi["pixel_size_um"], model.pixel_size_um(roi["modality"])) != 1: keep(i, segment_roi(reader, model, roi["modality"], batch=batch, pixel_size_um=roi["pixel_size_um"], **settings))
+            if tiles > batch or work_factor(roi["pixel_size_um"], model.pixel_size_um(roi["modality"])) != 1: keep(i, segment_roi(reader, model, roi["modality"], batch=batch, pixel_size_um=roi["pixel_size_um"], probabilities=np.prod(reader.shape[:2]) <= probabilities_px, **settings))
             else: waiting.append((i, reader.read(0, reader.shape[0]), tiles))
         if sum(w[2] for w in waiting) >= 4 * batch: flush()
     flush()
