@@ -2,7 +2,7 @@
 
 # %% auto #0
 __all__ = ['LABEL_SUMS', 'PixelMap', 'map_pixels', 'along_surface', 'seam_width', 'label_bands', 'draw_classes', 'band',
-           'bone_extent', 'label_stretches', 'ratio', 'derive_truth', 'end_walls', 'truth_sums']
+           'bone_extent', 'label_stretches', 'ratio', 'derive_truth', 'end_walls', 'truth_sums', 'disc_thickness']
 
 # %% ../nbs/16_phantom_truth.ipynb #89aa0b5f
 from dataclasses import dataclass
@@ -209,3 +209,17 @@ def truth_sums(tissue, domain):
             "sL.Pm (mm)": length.get("single", 0.0), "dL.Pm (mm)": length.get("double", 0.0), "uL.Pm (mm)": length.get("unresolved", 0.0),
             "facing (mm)": double["facing_um"].sum()}
     return {k: float(v) / (1e6 if k.endswith("(mm2)") else 1e3) for k, v in sums.items()}
+
+# %% ../nbs/16_phantom_truth.ipynb #7c9b2f25
+def disc_thickness(tissue, step_um=2.0):
+    "Mean diameter in um of the largest disc over each grid point of the bone; NaN without bone or surface in the frame."
+    xy = tissue.surface.xy[tissue.within(tissue.surface.xy)] if len(tissue.surface.xy) else tissue.surface.xy
+    x, y = (np.arange(step_um / 2, side, step_um) for side in tissue.frame)
+    row, col = np.nonzero(tissue.phi(y, x) > 0)
+    if not len(xy) or not len(row): return float("nan")
+    points = np.c_[x[col], y[row]]; grid, radius = cKDTree(points), cKDTree(xy).query(points)[0]
+    widest = np.zeros(len(points))
+    for k in np.argsort(-radius):
+        covered = np.asarray(grid.query_ball_point(points[k], radius[k]))
+        widest[covered[widest[covered] == 0]] = 2 * radius[k]
+    return float(widest.mean())
