@@ -88,14 +88,15 @@ def score_case(
     seed=0,
     device="auto",
 ):
-    "A dict per ROI: `dice` per class (None where the truth lacks it) and of the tissue mean, `quality`, `abstained` (share of its tiles)."
+    "A dict per ROI: `dice` per class (None where the truth lacks it, or the ROI was abstained from) and of the tissue mean, `quality`, `abstained` (share of its tiles)."
     out = []
     for k in range(rois):
         drawn = draw_case(case, k, size_um, seed)
         found = segment_roi(drawn.image, model, case.domain, device=device, pixel_size_um=case.pixel_size_um)
-        counts = confusion(drawn.class_map, found.class_map, len(model.heads[case.domain].classes))
-        scores = np.where(counts.sum(1) > 0, dice(counts), np.nan)
-        told = found.summary()
+        told, scores = found.summary(), np.full(len(model.heads[case.domain].classes), np.nan)  # abstained from: no map, no score
+        if found.class_map is not None:
+            counts = confusion(drawn.class_map, found.class_map, len(scores))
+            scores = np.where(counts.sum(1) > 0, dice(counts), np.nan)
         out.append({"dice": [None if np.isnan(v) else float(v) for v in (*scores, tissue_mean(scores))], "quality": found.quality, "abstained": told["abstained"] / max(1, told["tiles"] - told["blank"])})
     return out
 
@@ -152,7 +153,7 @@ def summarise_cases(
     rows,  # of `run_cases`
     level=.95,
 ):
-    "One row per case and class: COLUMNS, `dice`, `low`, `high` over ROIs, `loss` against the plain case of the same head and tissue with `loss_low` and `loss_high`, `rois`, `flagged` (share of ROIs whose quality is not good), `abstained`."
+    "One row per case and class: COLUMNS, `dice`, `low`, `high` over ROIs, `loss` against the plain case of the same head and tissue with `loss_low` and `loss_high`, `rois` (that have a score), `flagged` (share of ROIs whose quality is not good), `abstained` (share of tiles)."
     plain, out = rows[rows["case"] == "plain"].set_index(["domain", "head", "class", "roi"])["dice"], []
     for (domain, case, head, severity, name), part in rows.groupby(COLUMNS, sort=False, dropna=False):
         mean, low, high, n = mean_interval(part["dice"], level, 0, 1)

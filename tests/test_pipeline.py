@@ -87,10 +87,10 @@ def test_an_experiment_in_the_run_folder_comes_into_its_report(study, finished, 
     run = tmp_path / "small"
     shutil.copytree(finished, run)
     assert 'id="experiments"' not in (run / "report.html").read_text()
-    done = bonehisto("robustness", run, "-p", "robustness.rois=1", "-p", "robustness.size_um=64", "-p", "robustness.severities=[1.0]", "-p", "robustness.domains=[brightfield]")
+    done = bonehisto("robustness", run, "-p", "robustness.rois=1", "-p", "robustness.size_um=128", "-p", "robustness.severities=[1.0]", "-p", "robustness.domains=[brightfield]")
     assert done.returncode == 0, done.stderr
     sheet, before = pd.read_csv(run / "tables/robustness_summary.csv"), states(run)
-    assert {"plain", "fold", "goldner, seen"} <= set(sheet["case"]) and (run / "figures/robustness.pdf").exists()
+    assert {"plain", "fold", "pixel size x 2"} <= set(sheet["case"]) and (run / "figures/robustness.pdf").exists()
     ok, said = small_run(study, run)
     assert ok and {n for n, s in states(run).items() if s != before[n]} == {"report"}
     assert 'id="experiments"' in (run / "report.html").read_text()

@@ -72,6 +72,14 @@ def test_what_a_fault_costs_is_told_per_class_with_its_warning(fake, tmp_path):
     plt.close("all")
 
 
+def test_an_roi_that_was_abstained_from_has_no_score_and_is_counted(fake, tmp_path, monkeypatch):
+    real = robustness.segment_roi
+    monkeypatch.setattr(robustness, "segment_roi", lambda *a, **k: (lambda f: f if f.quality == "good" else SimpleNamespace(class_map=None, quality="unlike training", summary=lambda: {"tiles": 5, "blank": 1, "abstained": 4}))(real(*a, **k)))
+    s = summarise_cases(run_cases({"own": SimpleNamespace(heads={"brightfield": head("brightfield")})}, CASES, tmp_path, rois=3)).set_index(["case", "class"])
+    assert np.isnan(s.loc[("fold", "tissue mean"), "dice"]) and s.loc[("fold", "tissue mean"), "rois"] == 0 and s.loc[("fold", "tissue mean"), "abstained"] == 1
+    plot_robustness(s.reset_index(), plt.figure().gca(), "brightfield"); plt.close("all")
+
+
 def test_a_sheet_goes_on_and_begins_anew_for_another_head(fake, tmp_path):
     models = {"own": SimpleNamespace(heads={"brightfield": head("brightfield")})}
     first = run_cases(models, CASES[:1], tmp_path, rois=2); assert len(fake) == 2
