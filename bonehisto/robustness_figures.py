@@ -24,6 +24,7 @@ def plot_robustness(
     shade = lambda s: INK if np.isnan(s) else SHADES[min(degrees.index(s) * len(SHADES) // len(degrees), 2)]
     for r in own.itertuples():
         y = names.index(r.case) + (0 if np.isnan(r.severity) else .22 * (degrees.index(r.severity) - (len(degrees) - 1) / 2))
+        if np.isnan(r.dice): ax.annotate("no map: abstained", (.01, y), xycoords=("axes fraction", "data"), va="center", fontsize=7.5, color=PALE); continue
         ax.hlines(y, r.low, r.high, color=shade(r.severity), linewidth=1.2)
         ax.plot(r.dice, y, "o", markersize=5, color=shade(r.severity), markerfacecolor="white" if r.flagged > .5 else shade(r.severity))
     for s in degrees: ax.plot([], [], "o", color=shade(s), label=f"severity {s:g}")
