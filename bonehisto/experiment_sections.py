@@ -28,9 +28,10 @@ def label_table(
 ):
     "One row per domain and peer, one column a number of labelled ROIs: mean (interval) over seeds."
     labels = sorted(summary["labels"].astype(str).unique(), key=lambda v: np.inf if v == "all" else int(v))
-    rows = [{"domain": d, "network": PEER_NAMES.get(p, f"head, {pretty(p)}")} | {f"{r.labels} ROIs" if r.labels != "all" else "all": with_interval(r.mean, r.low, r.high) for r in part.astype({"labels": str}).itertuples()}
+    heading = lambda v: v if v == "all" else f"{v} ROI" + "s" * (v != "1")
+    rows = [{"domain": d, "network": PEER_NAMES.get(p, f"head, {pretty(p)}")} | {heading(r.labels): with_interval(r.mean, r.low, r.high) for r in part.astype({"labels": str}).itertuples()}
             for (d, p), part in summary.groupby(["domain", "peer"], sort=False)]
-    return pd.DataFrame(rows).reindex(columns=["domain", "network", *(f"{v} ROIs" if v != "all" else v for v in labels)]).fillna(DASH)
+    return pd.DataFrame(rows).reindex(columns=["domain", "network", *map(heading, labels)]).fillna(DASH)
 
 def label_blocks(run):
     "Curve and table of the label-efficiency grid; nothing where it was not run."

@@ -5,6 +5,7 @@ __all__ = ['SHADES', 'plot_robustness']
 
 # %% ../nbs/85_robustness_figures.ipynb #e7eb9614
 import numpy as np
+from matplotlib.transforms import offset_copy
 
 # %% ../nbs/85_robustness_figures.ipynb #37dd4402
 from .look import INK, PALE, dress, legend, pretty
@@ -32,5 +33,5 @@ def plot_robustness(
     ax.axvline(own.loc[own["case"] == "plain", "dice"].iloc[0], color=PALE, linewidth=.9, linestyle="--")
     ax.set(yticks=range(len(names)), yticklabels=[pretty(n) for n in names], ylim=(len(names) - .4, -.6), xlim=(max(0, own["low"].min() - .05), 1.01))
     dress(ax, pretty(title) if title else None, "Dice, mean over tissue classes", grid="both")
-    legend(ax, loc="upper left", bbox_to_anchor=(0, -.12), ncols=2)
+    legend(ax, loc="upper left", bbox_to_anchor=(0, 0), bbox_transform=offset_copy(ax.transAxes, ax.figure, 0, -34, "points"), ncols=2)  # below the axis label, whatever the height
     return ax
