@@ -3,7 +3,7 @@
 # %% auto #0
 __all__ = ['SINGULAR', 'MIXED_MODELS', 'roi_values', 'mean_squares', 'fit_mixed', 'relative', 'model_pairs', 'mixed_models']
 
-# %% ../nbs/81_group_models.ipynb #03dabaa5
+# %% ../nbs/81_group_models.ipynb #84f97df0
 import warnings
 
 import numpy as np
@@ -11,10 +11,10 @@ import pandas as pd
 from scipy import stats
 from statsmodels.regression.mixed_linear_model import MixedLM
 
-# %% ../nbs/81_group_models.ipynb #8d696969
+# %% ../nbs/81_group_models.ipynb #ce81d70c
 from .group_tests import LOGGED, chosen_parameters, correct, flat, group_names, pairs_of, welch_difference
 
-# %% ../nbs/81_group_models.ipynb #7671d6c5
+# %% ../nbs/81_group_models.ipynb #12633a0a
 def roi_values(
     rows,       # roi_parameters.csv: subject, group, domain (or modality), one column a parameter
     parameter,
@@ -26,8 +26,8 @@ def roi_values(
     if rows.loc[bright, "value"].notna().any(): rows = rows[bright | ~rows["subject"].isin(rows.loc[bright, "subject"])]
     return rows.loc[np.isfinite(rows["value"]), ["subject", "group", "value"]].reset_index(drop=True)
 
-# %% ../nbs/81_group_models.ipynb #6b4f5cee
-SINGULAR = 1e-3  # variance between over variance within; below it the model knows no difference between subjects
+# %% ../nbs/81_group_models.ipynb #f7a32298
+SINGULAR = 1e-3  # variance between over variance within; below it the fit is singular: ROIs of one subject are no more alike than others
 
 def mean_squares(values, subjects, groups):
     "`(between, within, size)`: mean squares of subjects within groups and of ROIs within subjects, and the ROIs of a typical subject; NaN without degrees of freedom."
@@ -60,10 +60,10 @@ def fit_mixed(
         except (np.linalg.LinAlgError, ValueError) as e: return {"why": f"the mixed model failed ({e})"}
     between, within = float(fit.cov_re[0, 0]), float(fit.scale); covariance = fit.cov_params()[:len(names), :len(names)]
     if not fit.converged or not np.isfinite(covariance).all() or (np.diag(covariance) <= 0).any(): return {"why": "the mixed model did not converge"}
-    if between < SINGULAR * within: return {"why": "singular fit: ROIs of one subject are no more alike than those of different subjects", "between": 0.0, "within": within * scale ** 2}
+    if between < SINGULAR * within: return {"why": "singular fit", "between": 0.0, "within": within * scale ** 2}
     return {"names": names, "means": np.asarray(fit.fe_params) * scale + shift, "covariance": covariance * scale ** 2, "between": between * scale ** 2, "within": within * scale ** 2, "df": df}
 
-# %% ../nbs/81_group_models.ipynb #313cdcc4
+# %% ../nbs/81_group_models.ipynb #de25c88e
 def relative(x): return 100 * np.expm1(x)  # from a difference of logs to percent
 
 def model_pairs(
@@ -90,7 +90,7 @@ def model_pairs(
             difference, se = c @ fit["means"], np.sqrt(c @ fit["covariance"] @ c); half = stats.t.ppf((1 + level) / 2, fit["df"]) * se
             numbers, model, note = (difference, difference - half, difference + half, 2 * stats.t.sf(abs(difference / se), fit["df"])), "mixed model, REML", ""
         else:
-            numbers, model, note = welch_difference(means[a].to_numpy(), means[b].to_numpy(), level), "subject means, Welch", f"{fit['why']}: compared by Welch's t on subject means"
+            numbers, model, note = welch_difference(means[a].to_numpy(), means[b].to_numpy(), level), "subject means, Welch", f"{fit['why']}: Welch's t on subject means"
             if np.isnan(numbers[3]): model, note = "", f"{fit['why']}: no spread between subjects to compare groups with"
         numbers = [float(relative(x)) for x in numbers[:3]] + [float(numbers[3])] if log else [float(x) for x in numbers]
         out.append(found | dict(zip(("difference", "low", "high", "p"), numbers)) | {"model": model, "note": note})
@@ -101,7 +101,7 @@ def _overall(fit):
     k = len(fit["names"]) - 1; c = np.c_[np.ones(k), -np.eye(k)]; d = c @ fit["means"]
     return float(stats.f.sf(d @ np.linalg.solve(c @ fit["covariance"] @ c.T, d) / k, k, fit["df"]))
 
-# %% ../nbs/81_group_models.ipynb #bf87cdda
+# %% ../nbs/81_group_models.ipynb #e0617552
 MIXED_MODELS = ["parameter", "group", "against", "subjects", "ROIs", "scale", "difference", "low", "high", "p", "p Holm", "p BH", "p overall", "variance between", "variance within", "ICC", "model", "note", "use"]
 
 def mixed_models(
@@ -110,7 +110,7 @@ def mixed_models(
     level=0.95,
     order=sorted,     # names -> names in the order they are compared
 ):
-    "One row per parameter and pair (`MIXED_MODELS`), empty where fewer than two groups are given. Variances are those of logs where scale is relative. Raises `MeasureError` for an unknown parameter."
+    "One row per parameter and pair (`MIXED_MODELS`), empty where fewer than two groups are given. Variances are those of logs where scale is relative. Raises `UserError` for an unknown parameter."
     rows = rows.assign(group=group_names(rows)).query("group != ''")
     names, out = order(rows["group"].unique()), []
     for p in chosen_parameters(rows, parameters) if len(names) > 1 else ():

@@ -3,11 +3,11 @@
 # %% auto #0
 __all__ = ['spanned', 'p_text', 'tests_table', 'models_table', 'comparison_section', 'tmv_section']
 
-# %% ../nbs/86_group_sections.ipynb #5f3f9633
+# %% ../nbs/86_group_sections.ipynb #e685a09a
 import numpy as np
 import pandas as pd
 
-# %% ../nbs/86_group_sections.ipynb #43ffd843
+# %% ../nbs/86_group_sections.ipynb #fd00e0c7
 from .group_figures import plot_effects, plot_tmv
 from .group_tests import why_not_compared
 from .look import pretty
@@ -15,13 +15,14 @@ from .page import DASH, as_text, canvas, decimals, figure, missing, number, tabl
 from .result_sections import undefined_reasons
 from .tmv import AXES
 
-# %% ../nbs/86_group_sections.ipynb #9584407f
+# %% ../nbs/86_group_sections.ipynb #f2d65533
 def spanned(
     value, low, high,  # a number and its interval
+    places=None,       # decimal places; None: three significant figures of their middle size
 ):
     "`1.23 (0.98 to 1.48)`, the value alone without bounds, a dash where undefined."
     if not np.isfinite(value): return DASH
-    places = decimals([value])
+    if places is None: places = decimals([value, low, high])
     return number(value, places) + (f" ({number(low, places)} to {number(high, places)})" if np.isfinite(low) and np.isfinite(high) else "")
 
 def p_text(p):
@@ -34,9 +35,9 @@ def tests_table(
     "One row per parameter and question, every cell a text."
     t = tests.assign(note=as_text(tests["note"]))
     asked = [f"{r.group} − {r.against}" if r.kind == "pair" else r.kind for r in t.itertuples()]
-    sizes = [("g " if e == "Hedges g" else "ε² ") + spanned(*v) if np.isfinite(v[0]) else DASH for e, v in zip(as_text(t["effect"]), t[["effect size", "effect low", "effect high"]].to_numpy(float))]
-    return pd.DataFrame({"parameter": t["parameter"].map(pretty), "question": asked, "subjects": t["n"], "difference": [spanned(*v) for v in t[["difference", "low", "high"]].to_numpy(float)], "effect size": sizes,
-                         "Cliff's delta": [spanned(*v) for v in t[["delta", "delta low", "delta high"]].to_numpy(float)], **{c: t[c].astype(float).map(p_text) for c in ("p Welch", "p Welch Holm", "p Welch BH", "p rank", "p rank Holm")}, "note": t["note"]})
+    sizes = [("g " if e == "Hedges g" else "ε² ") + spanned(*v, 2) if np.isfinite(v[0]) else DASH for e, v in zip(as_text(t["effect"]), t[["effect size", "effect low", "effect high"]].to_numpy(float))]
+    return pd.DataFrame({"parameter": t["parameter"].map(pretty), "question": asked, "difference": [spanned(*v) for v in t[["difference", "low", "high"]].to_numpy(float)], **{c: t[c].astype(float).map(p_text) for c in ("p Welch", "p Welch Holm", "p Welch BH", "p rank", "p rank Holm")},
+                         "effect size": sizes, "Cliff's delta": [spanned(*v, 2) for v in t[["delta", "delta low", "delta high"]].to_numpy(float)], "subjects": t["n"], "note": t["note"]})
 
 def models_table(
     models,  # mixed_models.csv
@@ -44,10 +45,10 @@ def models_table(
     "One row per parameter and pair, every cell a text."
     m = models
     unit = [" %" if s.startswith("relative") else "" for s in m["scale"]]
-    return pd.DataFrame({"parameter": m["parameter"].map(pretty), "pair": m["group"].astype(str) + " − " + m["against"].astype(str), "subjects": m["subjects"], "ROIs": m["ROIs"], "difference": [spanned(*v) + u for v, u in zip(m[["difference", "low", "high"]].to_numpy(float), unit)],
-                         **{c: m[c].astype(float).map(p_text) for c in ("p", "p Holm", "p BH")}, "ICC": [number(x, 2) for x in m["ICC"].astype(float)], "model": as_text(m["model"]), "note": as_text(m["note"])})
+    return pd.DataFrame({"parameter": m["parameter"].map(pretty), "pair": m["group"].astype(str) + " − " + m["against"].astype(str), "difference": [spanned(*v) + u for v, u in zip(m[["difference", "low", "high"]].to_numpy(float), unit)],
+                         **{c: m[c].astype(float).map(p_text) for c in ("p", "p Holm", "p BH")}, "ICC": [number(x, 2) for x in m["ICC"].astype(float)], "model": as_text(m["model"]), "subjects": m["subjects"], "ROIs": m["ROIs"], "note": as_text(m["note"])})
 
-# %% ../nbs/86_group_sections.ipynb #493d732f
+# %% ../nbs/86_group_sections.ipynb #e8eda49a
 def comparison_section(run):
     "Effect sizes and tests between subjects of the groups, mixed models of their ROIs."
     s, made = run.table("subject_parameters.csv", "summarise"), {"id": "comparison", "title": "Comparison of groups", "blocks": []}; blocks = made["blocks"]
@@ -62,10 +63,10 @@ def comparison_section(run):
         blocks.append(figure(fig, "Sizes of the differences between groups. Filled: p of Welch's test below 0.05 after Holm's correction. Intervals that leave the axis end in an arrow.", run.path / "figures/effects.png"))
         blocks.append(table(tests_table(tests), "Tests between subjects: difference of means in the parameter's unit, size of the effect (Hedges' g of a pair, ε² of all groups) and Cliff's delta, each with its interval; p of Welch's and of the rank test (Mann-Whitney, Kruskal-Wallis), plain and corrected."))
     if models is None: blocks.append(missing(run.why["mixed_models.csv"]))
-    else: blocks.append(table(models_table(models), "Mixed models of ROIs: groups fixed, subjects random, REML, Student's t on subjects less groups. Differences in percent are relative (log scale), others in the parameter's unit. ICC: how much alike ROIs of one subject are. Where a model could not be fitted, subject means are compared and the note says why."))
+    else: blocks.append(table(models_table(models), "Mixed models of ROIs: groups fixed, subjects random, REML, Student's t on subjects less groups. Differences in percent are relative (log scale), others in the parameter's unit. ICC: how much alike ROIs of one subject are. Where a model could not be fitted, or ROIs of one subject are no more alike than others (a singular fit), subject means are compared and the note says so."))
     return made
 
-# %% ../nbs/86_group_sections.ipynb #5c4c0ae6
+# %% ../nbs/86_group_sections.ipynb #07af877d
 def tmv_section(run):
     "Turnover, mineralisation and volume class of every subject, the plane, the cuts."
     c, made = run.table("tmv.csv", "compare"), {"id": "tmv", "title": "Turnover, mineralisation, volume", "blocks": []}; blocks = made["blocks"]
@@ -80,6 +81,6 @@ def tmv_section(run):
     blocks.append(table(shown[["subject", *(["group"] if as_text(c["group"]).any() else []), *(k for a in AXES for k in (a, f"{a} basis"))]], "Class of every subject, and whether an interval stood behind it.", reasons=undefined_reasons(c)))
     doubtful = [f"{r['subject']}: {a}: {why}" for i, r in enumerate(c.to_dict("records")) for a in AXES if r[a] == "indeterminate" and (why := undefined_reasons(c.iloc[[i]]).get((0, a)))]
     if doubtful: blocks.append(text("Indeterminate: " + ". ".join(doubtful) + ".", small=True))
-    if cuts is not None: blocks.append(table(cuts.assign(parameter=cuts["parameter"].map(pretty)), f"The cuts used ({named}): rows of one class hold together, the first class that holds wins, and what none claims is normal."))
+    if cuts is not None: blocks.append(table(cuts.assign(parameter=cuts["parameter"].map(pretty), **{side: [DASH if np.isnan(x) else f"{x:g}" for x in cuts[side]] for side in ("above", "below")}), f"The cuts used ({named}): rows of one class hold together, the first class that holds wins, and what none claims is normal."))
     else: blocks.append(missing(run.why["tmv_cuts.csv"]))
     return made

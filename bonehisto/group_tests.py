@@ -5,24 +5,23 @@ __all__ = ['COMPARED', 'LOGGED', 'GROUP_TESTS', 'group_names', 'why_not_compared
            'epsilon_squared', 'welch_difference', 'compare_pair', 'compare_several', 'correct', 'chosen_parameters',
            'pairs_of', 'compare_groups']
 
-# %% ../nbs/80_group_tests.ipynb #ce857627
+# %% ../nbs/80_group_tests.ipynb #36d4152b
 import numpy as np
 import pandas as pd
 from scipy import special, stats
 from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.oneway import anova_oneway, confint_noncentrality
 
-# %% ../nbs/80_group_tests.ipynb #41022a85
-from .boundaries import MeasureError
-from .files import nearest_name
+# %% ../nbs/80_group_tests.ipynb #539d5ae5
+from .files import UserError, nearest_name
 
-# %% ../nbs/80_group_tests.ipynb #c1ca4d92
+# %% ../nbs/80_group_tests.ipynb #cdd62861
 COMPARED = ("BV/TV (%)", "Tb.Th (um)", "Tb.N (1/mm)", "Tb.Sp (um)", "OV/BV (%)", "OS/BS (%)", "O.Th (um)", "MAR (um/d)", "MS/BS (%)", "BFR/BS (um3/um2/yr)", "Omt (d)", "Mlt (d)")
 LOGGED = ("Tb.Th (um)", "Tb.N (1/mm)", "Tb.Sp (um)", "O.Th (um)", "O.Th direct (um)", "MAR (um/d)", "Aj.AR (um/d)", "Omt (d)", "Mlt (d)", "W.Th (um)", "FP (d)")
 
 def group_names(table, group="group"):
-    "The group of every row as text, empty where none is given; `MeasureError` when the table has no such column."
-    if group not in table: raise MeasureError(f"the table has no column {group!r}: its columns are {', '.join(map(str, table.columns))}")
+    "The group of every row as text, empty where none is given; `UserError` when the table has no such column."
+    if group not in table: raise UserError(f"the table has no column {group!r}: its columns are {', '.join(map(str, table.columns))}")
     return table[group].astype(object).where(table[group].notna(), "").astype(str)
 
 def why_not_compared(table, group="group"):
@@ -33,7 +32,7 @@ def why_not_compared(table, group="group"):
     if (size >= 2).sum() < 2: return f"Only the group {size.idxmax()} has more than one subject: groups are not compared."
     return ""
 
-# %% ../nbs/80_group_tests.ipynb #f1004e13
+# %% ../nbs/80_group_tests.ipynb #391acd71
 def flat(values):
     "True where values do not differ by more than rounding."
     return np.ptp(values) <= 1e-9 * np.abs(values).max(initial=0)
@@ -51,7 +50,7 @@ def hedges_g(
     low, high = (special.nctdtrinc(df, p, t) for p in ((1 + level) / 2, (1 - level) / 2))
     return tuple(float(small * root * x) for x in (t, low, high))
 
-# %% ../nbs/80_group_tests.ipynb #2199dc58
+# %% ../nbs/80_group_tests.ipynb #699c0c41
 def cliffs_delta(
     a, b,        # values of two groups, one per subject
     level=0.95,
@@ -62,7 +61,7 @@ def cliffs_delta(
     half = np.sqrt(c * (1 + c - delta ** 2))
     return delta, max(-1.0, (delta - half) / (1 + c)), min(1.0, (delta + half) / (1 + c))
 
-# %% ../nbs/80_group_tests.ipynb #5cc1642d
+# %% ../nbs/80_group_tests.ipynb #7e2d1837
 def epsilon_squared(
     groups,      # list of arrays, at least two subjects each
     level=0.95,
@@ -74,7 +73,7 @@ def epsilon_squared(
     low, high = (x / (x + total) for x in confint_noncentrality(f, (between, within), alpha=1 - level))
     return float(max(0, between * (f - 1) / (between * f + within))), float(low), float(high)
 
-# %% ../nbs/80_group_tests.ipynb #6facc8c4
+# %% ../nbs/80_group_tests.ipynb #2b13a772
 def welch_difference(
     a, b,        # values of two groups, one per subject
     level=0.95,
@@ -97,7 +96,7 @@ def compare_pair(
     found |= dict(zip(("effect size", "effect low", "effect high"), hedges_g(a, b, level))) | dict(zip(("delta", "delta low", "delta high"), cliffs_delta(a, b, level)))
     return found | {"effect": "Hedges g", "p rank": float(stats.mannwhitneyu(a, b).pvalue), "note": note}
 
-# %% ../nbs/80_group_tests.ipynb #eb96c7a3
+# %% ../nbs/80_group_tests.ipynb #57bf9527
 def compare_several(
     groups,      # name -> values, one per subject
     level=0.95,
@@ -112,7 +111,7 @@ def compare_several(
     found = dict(zip(("effect size", "effect low", "effect high"), epsilon_squared(kept, level)))
     return found | {"p Welch": np.nan if still else float(anova_oneway(kept, use_var="unequal").pvalue), "effect": "epsilon squared", "p rank": float(stats.kruskal(*kept).pvalue), "note": "; ".join(notes)}
 
-# %% ../nbs/80_group_tests.ipynb #1ebae965
+# %% ../nbs/80_group_tests.ipynb #83bc88a5
 def correct(
     table,       # rows that were asked
     columns,     # columns of p values
@@ -129,15 +128,15 @@ def correct(
             table[f"{column} {name}"] = out
     return table
 
-# %% ../nbs/80_group_tests.ipynb #c5525b59
+# %% ../nbs/80_group_tests.ipynb #526d000b
 GROUP_TESTS = ["parameter", "kind", "group", "against", "n", "difference", "low", "high", "p Welch", "p Welch Holm", "p Welch BH", "p rank", "p rank Holm", "p rank BH",
                "effect", "effect size", "effect low", "effect high", "delta", "delta low", "delta high", "note", "use"]
 
 def chosen_parameters(table, parameters=None):
-    "The named columns, or those of `COMPARED` that the table has; `MeasureError` for a column it lacks."
+    "The named columns, or those of `COMPARED` that the table has; `UserError` for a column it lacks."
     for p in parameters or ():
-        if p not in table: raise MeasureError(f"parameter {p!r} is no column of the table: {nearest_name(p, [c for c in table if str(c).endswith(')')])}")
-        if not pd.api.types.is_numeric_dtype(table[p]): raise MeasureError(f"parameter {p!r} holds texts: give a column of numbers")
+        if p not in table: raise UserError(f"parameter {p!r} is no column of the table: {nearest_name(p, [c for c in table if str(c).endswith(')')])}")
+        if not pd.api.types.is_numeric_dtype(table[p]): raise UserError(f"parameter {p!r} holds texts: give a column of numbers")
     return list(parameters) if parameters else [p for p in COMPARED if p in table and pd.api.types.is_numeric_dtype(table[p])]
 
 def pairs_of(names):
@@ -150,7 +149,7 @@ def compare_groups(
     level=0.95,
     order=sorted,     # names -> names in the order they are compared
 ):
-    "One row per parameter and question (`GROUP_TESTS`), empty where fewer than two groups are given. Raises `MeasureError` for an unknown parameter."
+    "One row per parameter and question (`GROUP_TESTS`), empty where fewer than two groups are given. Raises `UserError` for an unknown parameter."
     subjects = subjects.assign(group=group_names(subjects)).query("group != ''")
     names, rows = order(subjects["group"].unique()), []
     for p in chosen_parameters(subjects, parameters) if len(names) > 1 else ():

@@ -4,18 +4,18 @@
 __all__ = ['MOST', 'study_spread', 'cv_spread', 'design_effect', 'subject_sd', 'power_of', 'subjects_needed', 'parse_difference',
            'standard_difference', 'power_plan', 'power_curve', 'named_parameter', 'power_text', 'plan_from_run']
 
-# %% ../nbs/82_power.ipynb #e1c9a939
+# %% ../nbs/82_power.ipynb #ac030a0c
 import numpy as np
 import pandas as pd
 from scipy import stats
 from statsmodels.stats.power import TTestIndPower
 
-# %% ../nbs/82_power.ipynb #8bce3e6d
+# %% ../nbs/82_power.ipynb #e4f59b28
 from .files import UserError, nearest_name
 from .group_models import fit_mixed, roi_values
 from .group_tests import LOGGED, group_names
 
-# %% ../nbs/82_power.ipynb #54f363d1
+# %% ../nbs/82_power.ipynb #a8c9c2a3
 def study_spread(
     rows,       # roi_parameters.csv
     parameter,  # column
@@ -47,7 +47,7 @@ def cv_spread(
     between, within = (np.log1p(x ** 2) ** 0.5 for x in (cv, within_cv))
     return {"mean": np.nan, "between": float(between), "within": float(within), "rois": 1, "subjects": 0, "df": 0, "log": True, "note": ""}
 
-# %% ../nbs/82_power.ipynb #2cf41583
+# %% ../nbs/82_power.ipynb #14eba48b
 def design_effect(
     rois,  # per subject
     icc,   # between over between + within variance
@@ -61,7 +61,7 @@ def subject_sd(spread, rois):
     total = spread["between"] ** 2 + spread["within"] ** 2
     return float(np.sqrt(total * design_effect(rois, spread["between"] ** 2 / total) / rois))
 
-# %% ../nbs/82_power.ipynb #fb02e0e4
+# %% ../nbs/82_power.ipynb #f17f6571
 MOST = 10000  # subjects a group; beyond it the answer is: not this way
 
 def power_of(
@@ -86,7 +86,7 @@ def subjects_needed(d, alpha=0.05, power=0.8):
         low, high = (low, middle) if power_of(middle, d, alpha) >= power else (middle + 1, high)
     return high if high <= MOST else np.nan
 
-# %% ../nbs/82_power.ipynb #32432957
+# %% ../nbs/82_power.ipynb #4efb3434
 def parse_difference(
     text,  # "20%", "0.1"
 ):
@@ -107,7 +107,7 @@ def standard_difference(spread, difference, rois):
         return abs(np.log1p(value)) / subject_sd(spread, rois)
     return abs(value * spread["mean"] if relative else value) / subject_sd(spread, rois)
 
-# %% ../nbs/82_power.ipynb #18cbff2f
+# %% ../nbs/82_power.ipynb #7b8f8255
 def power_plan(
     spread,       # of `study_spread` or `cv_spread`
     difference,   # "20%" or a number in the parameter's unit
@@ -131,15 +131,16 @@ def power_curve(
     "Power: one row per number of subjects a group, one column per number of ROIs."
     return pd.DataFrame({f"{m} ROI{'s' if m > 1 else ''}": [power_of(n, standard_difference(spread, difference, m), alpha) for n in subjects] for m in rois}, index=pd.Index(subjects, name="subjects a group"))
 
-# %% ../nbs/82_power.ipynb #7bdebc49
+# %% ../nbs/82_power.ipynb #a540f5c1
 def named_parameter(
     name,   # as typed: `MAR (um/d)` or `MAR`
     table,  # roi_parameters.csv
 ):
     "The column that is meant. Raises `UserError` with the nearest name."
     columns = [c for c in table if str(c).endswith(")") and pd.api.types.is_numeric_dtype(table[c])]
-    meant = [c for c in columns if c == name] or [c for c in columns if c.partition(" (")[0] == name]
-    if len(meant) != 1: raise UserError(f"there is no parameter `{name}`: {nearest_name(name, columns)}")
+    symbols = [c.partition(" (")[0] for c in columns]
+    meant = [c for c in columns if c == name] or [c for c, symbol in zip(columns, symbols) if symbol == name]
+    if len(meant) != 1: raise UserError(f"there is no parameter `{name}`: {nearest_name(name, symbols)}")
     return meant[0]
 
 def power_text(
