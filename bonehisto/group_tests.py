@@ -5,17 +5,19 @@ __all__ = ['COMPARED', 'LOGGED', 'GROUP_TESTS', 'group_names', 'why_not_compared
            'epsilon_squared', 'welch_difference', 'compare_pair', 'compare_several', 'correct', 'chosen_parameters',
            'pairs_of', 'compare_groups']
 
-# %% ../nbs/80_group_tests.ipynb #36d4152b
+# %% ../nbs/80_group_tests.ipynb #3ca36813
+import warnings
+
 import numpy as np
 import pandas as pd
 from scipy import special, stats
 from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.oneway import anova_oneway, confint_noncentrality
 
-# %% ../nbs/80_group_tests.ipynb #539d5ae5
+# %% ../nbs/80_group_tests.ipynb #7d5e3972
 from .files import UserError, nearest_name
 
-# %% ../nbs/80_group_tests.ipynb #cdd62861
+# %% ../nbs/80_group_tests.ipynb #400f4a27
 COMPARED = ("BV/TV (%)", "Tb.Th (um)", "Tb.N (1/mm)", "Tb.Sp (um)", "OV/BV (%)", "OS/BS (%)", "O.Th (um)", "MAR (um/d)", "MS/BS (%)", "BFR/BS (um3/um2/yr)", "Omt (d)", "Mlt (d)")
 LOGGED = ("Tb.Th (um)", "Tb.N (1/mm)", "Tb.Sp (um)", "O.Th (um)", "O.Th direct (um)", "MAR (um/d)", "Aj.AR (um/d)", "Omt (d)", "Mlt (d)", "W.Th (um)", "FP (d)")
 
@@ -32,7 +34,7 @@ def why_not_compared(table, group="group"):
     if (size >= 2).sum() < 2: return f"Only the group {size.idxmax()} has more than one subject: groups are not compared."
     return ""
 
-# %% ../nbs/80_group_tests.ipynb #391acd71
+# %% ../nbs/80_group_tests.ipynb #0e665d04
 def flat(values):
     "True where values do not differ by more than rounding."
     return np.ptp(values) <= 1e-9 * np.abs(values).max(initial=0)
@@ -50,7 +52,7 @@ def hedges_g(
     low, high = (special.nctdtrinc(df, p, t) for p in ((1 + level) / 2, (1 - level) / 2))
     return tuple(float(small * root * x) for x in (t, low, high))
 
-# %% ../nbs/80_group_tests.ipynb #699c0c41
+# %% ../nbs/80_group_tests.ipynb #29f6c183
 def cliffs_delta(
     a, b,        # values of two groups, one per subject
     level=0.95,
@@ -61,7 +63,7 @@ def cliffs_delta(
     half = np.sqrt(c * (1 + c - delta ** 2))
     return delta, max(-1.0, (delta - half) / (1 + c)), min(1.0, (delta + half) / (1 + c))
 
-# %% ../nbs/80_group_tests.ipynb #7e2d1837
+# %% ../nbs/80_group_tests.ipynb #0872cf39
 def epsilon_squared(
     groups,      # list of arrays, at least two subjects each
     level=0.95,
@@ -73,7 +75,7 @@ def epsilon_squared(
     low, high = (x / (x + total) for x in confint_noncentrality(f, (between, within), alpha=1 - level))
     return float(max(0, between * (f - 1) / (between * f + within))), float(low), float(high)
 
-# %% ../nbs/80_group_tests.ipynb #2b13a772
+# %% ../nbs/80_group_tests.ipynb #c69a9a71
 def welch_difference(
     a, b,        # values of two groups, one per subject
     level=0.95,
@@ -81,7 +83,10 @@ def welch_difference(
     "`(difference, low, high, p)` of the means, a minus b, by Welch's t; bounds and p are NaN where a group has fewer than two or neither any spread."
     difference = float(np.mean(a) - np.mean(b)) if len(a) and len(b) else np.nan
     if min(len(a), len(b)) < 2 or flat(a) and flat(b): return difference, np.nan, np.nan, np.nan
-    test = stats.ttest_ind(a, b, equal_var=False); interval = test.confidence_interval(level)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # one group without spread is no mistake here
+        test = stats.ttest_ind(a, b, equal_var=False)
+    interval = test.confidence_interval(level)
     return difference, float(interval.low), float(interval.high), float(test.pvalue)
 
 def compare_pair(
@@ -96,7 +101,7 @@ def compare_pair(
     found |= dict(zip(("effect size", "effect low", "effect high"), hedges_g(a, b, level))) | dict(zip(("delta", "delta low", "delta high"), cliffs_delta(a, b, level)))
     return found | {"effect": "Hedges g", "p rank": float(stats.mannwhitneyu(a, b).pvalue), "note": note}
 
-# %% ../nbs/80_group_tests.ipynb #57bf9527
+# %% ../nbs/80_group_tests.ipynb #17e3081b
 def compare_several(
     groups,      # name -> values, one per subject
     level=0.95,
@@ -111,7 +116,7 @@ def compare_several(
     found = dict(zip(("effect size", "effect low", "effect high"), epsilon_squared(kept, level)))
     return found | {"p Welch": np.nan if still else float(anova_oneway(kept, use_var="unequal").pvalue), "effect": "epsilon squared", "p rank": float(stats.kruskal(*kept).pvalue), "note": "; ".join(notes)}
 
-# %% ../nbs/80_group_tests.ipynb #83bc88a5
+# %% ../nbs/80_group_tests.ipynb #a87fcf1f
 def correct(
     table,       # rows that were asked
     columns,     # columns of p values
@@ -128,7 +133,7 @@ def correct(
             table[f"{column} {name}"] = out
     return table
 
-# %% ../nbs/80_group_tests.ipynb #526d000b
+# %% ../nbs/80_group_tests.ipynb #0739a336
 GROUP_TESTS = ["parameter", "kind", "group", "against", "n", "difference", "low", "high", "p Welch", "p Welch Holm", "p Welch BH", "p rank", "p rank Holm", "p rank BH",
                "effect", "effect size", "effect low", "effect high", "delta", "delta low", "delta high", "note", "use"]
 

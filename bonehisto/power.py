@@ -4,18 +4,18 @@
 __all__ = ['MOST', 'study_spread', 'cv_spread', 'design_effect', 'subject_sd', 'power_of', 'subjects_needed', 'parse_difference',
            'standard_difference', 'power_plan', 'power_curve', 'named_parameter', 'power_text', 'plan_from_run']
 
-# %% ../nbs/82_power.ipynb #ac030a0c
+# %% ../nbs/82_power.ipynb #ad1c421e
 import numpy as np
 import pandas as pd
 from scipy import stats
 from statsmodels.stats.power import TTestIndPower
 
-# %% ../nbs/82_power.ipynb #e4f59b28
-from .files import UserError, nearest_name
+# %% ../nbs/82_power.ipynb #780a31f4
+from .files import UserError, nearest_name, read_table
 from .group_models import fit_mixed, roi_values
-from .group_tests import LOGGED, group_names
+from .group_tests import LOGGED
 
-# %% ../nbs/82_power.ipynb #a8c9c2a3
+# %% ../nbs/82_power.ipynb #5577c6aa
 def study_spread(
     rows,       # roi_parameters.csv
     parameter,  # column
@@ -47,7 +47,7 @@ def cv_spread(
     between, within = (np.log1p(x ** 2) ** 0.5 for x in (cv, within_cv))
     return {"mean": np.nan, "between": float(between), "within": float(within), "rois": 1, "subjects": 0, "df": 0, "log": True, "note": ""}
 
-# %% ../nbs/82_power.ipynb #14eba48b
+# %% ../nbs/82_power.ipynb #91d32df8
 def design_effect(
     rois,  # per subject
     icc,   # between over between + within variance
@@ -61,7 +61,7 @@ def subject_sd(spread, rois):
     total = spread["between"] ** 2 + spread["within"] ** 2
     return float(np.sqrt(total * design_effect(rois, spread["between"] ** 2 / total) / rois))
 
-# %% ../nbs/82_power.ipynb #f17f6571
+# %% ../nbs/82_power.ipynb #3e60d3fd
 MOST = 10000  # subjects a group; beyond it the answer is: not this way
 
 def power_of(
@@ -86,7 +86,7 @@ def subjects_needed(d, alpha=0.05, power=0.8):
         low, high = (low, middle) if power_of(middle, d, alpha) >= power else (middle + 1, high)
     return high if high <= MOST else np.nan
 
-# %% ../nbs/82_power.ipynb #4efb3434
+# %% ../nbs/82_power.ipynb #ab64266a
 def parse_difference(
     text,  # "20%", "0.1"
 ):
@@ -107,7 +107,7 @@ def standard_difference(spread, difference, rois):
         return abs(np.log1p(value)) / subject_sd(spread, rois)
     return abs(value * spread["mean"] if relative else value) / subject_sd(spread, rois)
 
-# %% ../nbs/82_power.ipynb #7b8f8255
+# %% ../nbs/82_power.ipynb #3359be55
 def power_plan(
     spread,       # of `study_spread` or `cv_spread`
     difference,   # "20%" or a number in the parameter's unit
@@ -131,7 +131,7 @@ def power_curve(
     "Power: one row per number of subjects a group, one column per number of ROIs."
     return pd.DataFrame({f"{m} ROI{'s' if m > 1 else ''}": [power_of(n, standard_difference(spread, difference, m), alpha) for n in subjects] for m in rois}, index=pd.Index(subjects, name="subjects a group"))
 
-# %% ../nbs/82_power.ipynb #a540f5c1
+# %% ../nbs/82_power.ipynb #af94fdf8
 def named_parameter(
     name,   # as typed: `MAR (um/d)` or `MAR`
     table,  # roi_parameters.csv
@@ -166,11 +166,10 @@ def plan_from_run(
     parameter, difference, rois=None, alpha=0.05, power=0.8, cv=None, within_cv="0%",
 ):
     "The text of `power_text` from the ROIs of a run, or from coefficients of variation. Raises `UserError`."
-    from bonehisto.measure import read_rows
     if (run is None) == (cv is None): raise UserError("give either a run folder, whose spread is taken, or --cv, the coefficient of variation between subjects")
     if run is None: return power_text(parameter, cv_spread(*(_fraction(x) for x in (cv, within_cv))), difference, rois, alpha, power)
-    rows = read_rows(f"{run}/tables/roi_parameters.csv"); parameter = named_parameter(parameter, rows)
-    return power_text(parameter, study_spread(rows.assign(group=group_names(rows)), parameter), difference, rois, alpha, power)
+    rows = read_table(f"{run}/tables/roi_parameters.csv", dtype={"subject": str, "group": str}); parameter = named_parameter(parameter, rows)
+    return power_text(parameter, study_spread(rows, parameter), difference, rois, alpha, power)
 
 def _fraction(text):
     "20% or 0.2 as 0.2."

@@ -5,9 +5,12 @@ import yaml
 from PIL import Image
 
 from bonehisto.files import write_json, write_table
+from bonehisto.group_models import mixed_models
+from bonehisto.group_tests import compare_groups
 from bonehisto.heads import HEADS
 from bonehisto.images import write_mask
 from bonehisto.scores import SCORES
+from bonehisto.tmv import classify_subjects, read_cuts
 from bonehisto.token_pictures import TokenPictures, save_pictures
 
 GROUPS = {"low": (.45, 8, 6), "normal": (.6, 16, 25), "high": (.9, 28, 80)}  # MAR, BV/TV, BFR/BS
@@ -60,6 +63,9 @@ def make_run(folder, size=320, per_group=4, steps=200, seed=0):
     scores = pd.DataFrame([{"domain": d, "class": c, "score": s, "mean": m, "low": m - .04, "high": min(1, m + .03), "subjects": 3} for d, cs in names.items() for c in cs for s in SCORES for m in [rng.uniform(.78, .96)]])
     summary = [{"group": g, "parameter": p, "n": int(part[p].count()), "undefined": int(part[p].isna().sum()), "mean": part[p].mean(), "low": part[p].mean() - part[p].std(), "high": part[p].mean() + part[p].std(), "rough": True} for g, part in subjects.groupby("group") for p in subjects if p.endswith(")")]
     errors = pd.DataFrame([{"source": s, "parameter": p, "n": len(part), "median error (%)": 1.2, "worst error (%)": 4.1, "bias (%)": -.1} for (s, p), part in pd.DataFrame(truth).groupby(["source", "parameter"])])
+    per_roi = pd.concat([subjects.assign(domain="fluorescence", **{"BV/TV (%)": subjects["BV/TV (%)"] * rng.normal(1, .1, len(subjects))}) for _ in range(2)], ignore_index=True)
+    cuts = read_cuts(); compared = {"group_tests.csv": compare_groups(subjects), "mixed_models.csv": mixed_models(per_roi, ["BV/TV (%)", "O.Th (um)"]), "tmv.csv": classify_subjects(subjects, cuts), "tmv_cuts.csv": cuts}
+    for name, table in compared.items(): write_table(t / name, table)
     for name, table in {"rois.csv": rois, "tiles.parquet": tiles, "embeddings.parquet": embeddings, "pretrain_log.csv": log, "heads_log.csv": heads, "heads.csv": pd.DataFrame([[d, "background, bone", "micro 9e74370c", 400, 380, "blocks", .9, .92, .92, 1.1, 6, 300, 2, 32, 80.0] for d in names], columns=HEADS), "head_scores.csv": scores, "subject_parameters.csv": subjects, "subject_parameters_masks.csv": subjects, "truth_summary.csv": errors, "notes.csv": pd.DataFrame({"roi": [rois["roi"][0]], "field": ["image"], "note": ["greyscale, repeated to three channels"]}), "group_summary.csv": pd.DataFrame(summary),
                         "truth_comparison.csv": pd.DataFrame(truth), "label_stretches.csv": pd.DataFrame(stretches), "roi_segmentation.csv": pd.DataFrame(segmented),
                         "separation.csv": pd.DataFrame({"weights": ["pretrained", "random"], "feature": "cls", "domain_silhouette": [.62, .31], "knn_purity": [1.0, .97], "chance": .5, "tiles": 120}),
