@@ -59,8 +59,8 @@ def cliffs_delta(
 ):
     "`(delta, low, high)` of a against b, between -1 and 1."
     delta = float(np.sign(np.subtract.outer(np.asarray(a, float), np.asarray(b, float))).mean())
-    c = stats.norm.ppf((1 + level) / 2) ** 2 / min(len(a), len(b))
-    half = np.sqrt(c * (1 + c - delta ** 2))
+    c = float(stats.norm.ppf((1 + level) / 2)) ** 2 / min(len(a), len(b))
+    half = float(np.sqrt(c * (1 + c - delta ** 2)))
     return delta, max(-1.0, (delta - half) / (1 + c)), min(1.0, (delta + half) / (1 + c))
 
 # %% ../nbs/80_group_tests.ipynb #0872cf39
