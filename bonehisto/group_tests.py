@@ -140,7 +140,8 @@ GROUP_TESTS = ["parameter", "kind", "group", "against", "n", "difference", "low"
 def chosen_parameters(table, parameters=None):
     "The named columns, or those of `COMPARED` that the table has; `UserError` for a column it lacks."
     for p in parameters or ():
-        if p not in table: raise UserError(f"parameter {p!r} is no column of the table: {nearest_name(p, [c for c in table if str(c).endswith(')')])}")
+        columns = [c for c in map(str, table) if c.endswith(")")]; meant = [c for c in columns if c.partition(" (")[0] == p]
+        if p not in table: raise UserError(f"parameter {p!r} is no column of the table: {nearest_name(p, meant or columns)}")
         if not pd.api.types.is_numeric_dtype(table[p]): raise UserError(f"parameter {p!r} holds texts: give a column of numbers")
     return list(parameters) if parameters else [p for p in COMPARED if p in table and pd.api.types.is_numeric_dtype(table[p])]
 
