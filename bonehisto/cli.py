@@ -2,7 +2,7 @@
 
 # %% auto #0
 __all__ = ['app', 'console', 'check', 'phantom', 'run', 'pretrain', 'pretrain_ranks', 'benchmark', 'experiment', 'robustness',
-           'label_efficiency', 'ship', 'segment', 'measure', 'Stopped', 'main']
+           'label_efficiency', 'ship', 'segment', 'measure', 'power', 'Stopped', 'main']
 
 # %% ../nbs/96_cli.ipynb #490a3e29
 import signal, sys
@@ -217,6 +217,26 @@ def measure(
     """
     from bonehisto.measure import measure_files
     _say(measure_files(masks, manifest, out))
+
+# %% ../nbs/96_cli.ipynb #afcf959e
+@app.command()
+def power(
+    parameter: Annotated[str, typer.Option(help="e.g. `MAR (um/d)` or MAR")],
+    difference: Annotated[str, typer.Option(help="to be seen between two groups: in percent, or in the parameter's unit")],
+    run: Annotated[Optional[Path], typer.Argument(help="a run folder whose ROIs tell the spread; left out with --cv")] = None,
+    rois: Annotated[Optional[int], typer.Option(help="per subject; left out: as many as the study has", min=1)] = None,
+    alpha: Annotated[float, typer.Option(help="two-sided")] = 0.05,
+    power: Annotated[float, typer.Option(help="chance to see the difference")] = 0.8,
+    cv: Annotated[Optional[str], typer.Option(help="coefficient of variation between subjects, in place of a run")] = None,
+    within_cv: Annotated[str, typer.Option(help="with --cv: between the ROIs of a subject")] = "0%",
+):
+    """Say how many subjects a difference needs, from the spread of a study or a coefficient of variation.
+
+    Examples: `bonehisto power runs/demo --parameter "MAR (um/d)" --difference 20%`
+    · `bonehisto power --parameter MAR --difference 40% --cv 30% --within-cv 25% --rois 4`
+    """
+    from bonehisto.power import plan_from_run
+    _say(plan_from_run(run, parameter, difference, rois, alpha, power, cv, within_cv))
 
 # %% ../nbs/96_cli.ipynb #a4a27bb2
 class Stopped(BaseException):

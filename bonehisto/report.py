@@ -15,6 +15,7 @@ from markupsafe import Markup, escape
 
 from .files import atomic_path
 from .experiment_sections import experiments_section
+from .group_sections import comparison_section, tmv_section
 from .look import group_order, pretty
 from .page import DASH, RunFolder, as_text, canvas, figure, keys, missing, numbered, table, text, warnings
 from .report_sections import embeddings_section, examples_section, inventory_section, pretraining_section, router_section, run_verdict, segmentation_section
@@ -156,7 +157,7 @@ def provenance_section(run):
 # %% ../nbs/87_report.ipynb #ab981810
 BANNER = "Research use, no diagnosis."
 SECTIONS = (summary_section, inventory_section, examples_section, pretraining_section, embeddings_section, router_section, segmentation_section,
-            truth_section, measures_section, uncertainty_section, groups_section, experiments_section, assumptions_section, provenance_section)
+            truth_section, measures_section, uncertainty_section, groups_section, comparison_section, tmv_section, experiments_section, assumptions_section, provenance_section)
 
 def marked_words(text):
     "The text, escaped, with `words in backticks` as code and powers of mm and um raised."

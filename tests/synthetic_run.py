@@ -5,9 +5,12 @@ import yaml
 from PIL import Image
 
 from bonehisto.files import write_json, write_table
+from bonehisto.group_models import mixed_models
+from bonehisto.group_tests import compare_groups
 from bonehisto.heads import HEADS
 from bonehisto.images import write_mask
 from bonehisto.scores import SCORES
+from bonehisto.tmv import classify_subjects, read_cuts
 from bonehisto.token_pictures import TokenPictures, save_pictures
 
 GROUPS = {"low": (.45, 8, 6), "normal": (.6, 16, 25), "high": (.9, 28, 80)}  # MAR, BV/TV, BFR/BS
@@ -60,6 +63,9 @@ def make_run(folder, size=320, per_group=4, steps=200, seed=0):
     scores = pd.DataFrame([{"domain": d, "class": c, "score": s, "mean": m, "low": m - .04, "high": min(1, m + .03), "subjects": 3} for d, cs in names.items() for c in cs for s in SCORES for m in [rng.uniform(.78, .96)]])
     summary = [{"group": g, "parameter": p, "n": int(part[p].count()), "undefined": int(part[p].isna().sum()), "mean": part[p].mean(), "low": part[p].mean() - part[p].std(), "high": part[p].mean() + part[p].std(), "rough": True} for g, part in subjects.groupby("group") for p in subjects if p.endswith(")")]
     errors = pd.DataFrame([{"source": s, "parameter": p, "n": len(part), "median error (%)": 1.2, "worst error (%)": 4.1, "bias (%)": -.1} for (s, p), part in pd.DataFrame(truth).groupby(["source", "parameter"])])
+    per_roi = pd.concat([subjects.assign(domain="fluorescence", **{"BV/TV (%)": subjects["BV/TV (%)"] * rng.normal(1, .1, len(subjects))}) for _ in range(2)], ignore_index=True)
+    cuts = read_cuts(); compared = {"group_tests.csv": compare_groups(subjects), "mixed_models.csv": mixed_models(per_roi, ["BV/TV (%)", "O.Th (um)"]), "tmv.csv": classify_subjects(subjects, cuts), "tmv_cuts.csv": cuts}
+    for name, table in compared.items(): write_table(t / name, table)
     doubt = pd.DataFrame([(r["subject"], p, r[p], .95 * r[p], 1.05 * r[p], 0., 6) for r in subjects.to_dict("records") for p in ("BV/TV (%)", "O.Th (um)", "MAR (um/d)") if np.isfinite(r[p])], columns=["subject", "parameter", "value", "low", "high", "shift", "draws"])
     grid = pd.DataFrame([(d, p, l, m, m - .02, m + .02, 3, .1, .05, .15, 200) for d in place for p, m in (("ours", .9), ("unet", .8)) for l in ("1", "2", "all")], columns=["domain", "peer", "labels", "mean", "low", "high", "seeds", "difference", "difference_low", "difference_high", "steps"])
     sheet = pd.DataFrame([(d, c, "own", s, "tissue mean", v, v - .03, v + .02, .95 - v, 0., .1, 4, f, .1) for d in place for c, s, v, f in (("plain", np.nan, .95, 0.), ("fold", .33, .93, 0.), ("fold", 1., .8, 1.), ("pixel size x 2", np.nan, .9, .25))], columns=["domain", "case", "head", "severity", "class", "dice", "low", "high", "loss", "loss_low", "loss_high", "rois", "flagged", "abstained"])

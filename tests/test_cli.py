@@ -44,7 +44,7 @@ def refused(study, *says, command="run"):
 
 
 def test_help_shows_examples():
-    for command in ("check", "phantom", "run", "pretrain", "experiment", "label-efficiency", "robustness", "benchmark", "ship", "segment", "measure"):
+    for command in ("check", "phantom", "run", "pretrain", "experiment", "label-efficiency", "robustness", "benchmark", "ship", "segment", "measure", "power"):
         done = bonehisto(command, "--help")
         assert done.returncode == 0 and f"bonehisto {command}" in " ".join(done.stdout.split())
 
@@ -137,3 +137,18 @@ def test_a_mistake_around_pretraining_ends_with_code_2_and_writes_nothing(study,
     done = subprocess.run([sys.executable, "-m", "bonehisto", *args, "--out", "out"], capture_output=True, text=True, cwd=study)
     assert done.returncode == 2 and says in " ".join(done.stderr.split()) and "Traceback" not in done.stderr, done.stderr
     assert not (study / "out").exists()
+
+
+@pytest.mark.parametrize("args, says", [
+    (("--difference", "a lot", "--cv", "20%"), "the difference is a lot: give a number in the parameter's unit, or a percentage"),
+    (("--difference", "20%"), "give either a run folder, whose spread is taken, or --cv"),
+    (("nowhere", "--difference", "20%"), "roi_parameters.csv: no such table"),
+])
+def test_a_mistake_in_a_plan_of_subjects_ends_with_code_2(args, says):
+    done = bonehisto("power", *args, "--parameter", "MAR")
+    assert done.returncode == 2 and says in " ".join(done.stderr.split()) and "Traceback" not in done.stderr, done.stderr
+
+
+def test_power_answers_with_a_sentence_and_a_table():
+    done = bonehisto("power", "--parameter", "MAR", "--difference", "20%", "--cv", "20%")
+    assert done.returncode == 0 and done.stdout.startswith("To see MAR differ by 20% between two groups with 80 % power") and "subjects a group 1 ROI 2 ROIs" in done.stdout

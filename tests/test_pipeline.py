@@ -79,7 +79,7 @@ def test_a_changed_parameter_reruns_its_step_and_those_after_it(study, finished,
     ok, said = small_run(study, run, "summarise.confidence=0.9")
     assert ok, said
     changed = {n for n, s in states(run).items() if s != before[n]}
-    assert changed == {"summarise", "report"}
+    assert changed == {"summarise", "compare", "report"}
 
 
 def test_an_experiment_in_the_run_folder_comes_into_its_report(study, finished, tmp_path):
