@@ -4,24 +4,24 @@
 __all__ = ['ROUGH_BELOW', 'NOT_WITHOUT', 'INTERVALS', 'is_share', 'jackknife_interval', 'needed_sums', 'why_no_interval',
            'intervals_of_subject', 'subject_intervals']
 
-# %% ../nbs/79_pooling_intervals.ipynb #a15f183c
+# %% ../nbs/79_pooling_intervals.ipynb #173b73ea
 import numpy as np
 import pandas as pd
 from scipy import stats
 from scipy.special import expit, logit
 
-# %% ../nbs/79_pooling_intervals.ipynb #e762a6c9
+# %% ../nbs/79_pooling_intervals.ipynb #3981f61d
 from .boundaries import MeasureError
 from .histomorphometry import CLASS_IDS, check_interval, derive_indices, pool_subject, roi_table, subject_parts
 
-# %% ../nbs/79_pooling_intervals.ipynb #e8cc7928
+# %% ../nbs/79_pooling_intervals.ipynb #1f89a7f3
 ROUGH_BELOW = 6  # ROIs (or subjects); with fewer an interval is called rough
 
 def is_share(parameter):
     "Whether a parameter is a part of a whole, which cannot pass 100 %."
     return parameter.endswith("(%)") and not parameter.startswith("MS/OS")
 
-# %% ../nbs/79_pooling_intervals.ipynb #9360dbaf
+# %% ../nbs/79_pooling_intervals.ipynb #43ea3d05
 def jackknife_interval(
     value,        # (...): pooled over all ROIs
     left,         # one array (..., n) a kind of section: pooled without each of its ROIs
@@ -29,7 +29,7 @@ def jackknife_interval(
     share=False,  # a part of a whole, in %
     level=0.95,
 ):
-    "`(low, high)`, (...) each, in the value's unit; NaN where a kind has one ROI only, or where the value is 0 or undefined without one of them."
+    "`(low, high)`, (...) each, in the value's unit; NaN where no ROI bears it or one of a kind only, or where the value is 0 or undefined without one of them."
     to, back = (lambda x: logit(np.divide(x, 100)), lambda y: 100 * expit(y)) if share else (np.log, np.exp)
     spreads, counts = [], []
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -42,10 +42,10 @@ def jackknife_interval(
         by_kind = total ** 2 / sum(v ** 2 / np.maximum(m - 1, 1) for v, m in zip(own, counts))
         by_roi = 3 * total ** 2 / sum((u ** 4).sum(-1) for u in spreads) - 2 - sum((v > 0).astype(int) for v in own)
         half = stats.t.ppf((1 + level) / 2, np.maximum(np.minimum(by_kind, by_roi), 1)) * np.sqrt(total)
-        half = np.where(total > 0, half, total)  # ROIs that are all alike have no spread
+        half = np.where(total > 0, half, np.where(sum(counts) > 0, total, np.nan))  # ROIs that are all alike have no spread
         return back(to(value) - half), back(to(value) + half)
 
-# %% ../nbs/79_pooling_intervals.ipynb #832a07e9
+# %% ../nbs/79_pooling_intervals.ipynb #fdb74ddc
 def needed_sums(
     columns,        # names of sums, as in `subject_parts`
     section="none",
@@ -57,7 +57,7 @@ def needed_sums(
     values, moved = index(sums), {k: index(sums | {k: 1.01 * v}) for k, v in sums.items()}
     return {p: [k for k in columns if not np.isclose(moved[k][p], v, rtol=1e-9)] for p, v in values.items()}
 
-# %% ../nbs/79_pooling_intervals.ipynb #cddcc79e
+# %% ../nbs/79_pooling_intervals.ipynb #b8dad671
 NOT_WITHOUT = "0, 100 % or undefined without one of its ROIs"
 
 def why_no_interval(
@@ -71,7 +71,7 @@ def why_no_interval(
     if is_share(parameter) and value >= 100: return "it is 100 % in every ROI"
     return next((f"it rests on one {d} ROI" for d, n in counts.items() if n == 1), "")
 
-# %% ../nbs/79_pooling_intervals.ipynb #deb4cc36
+# %% ../nbs/79_pooling_intervals.ipynb #95d49501
 INTERVALS = ["subject", "parameter", "value", "low", "high", *(f"{d} ROIs" for d in CLASS_IDS), "rough", "note"]
 
 def intervals_of_subject(
@@ -97,7 +97,7 @@ def intervals_of_subject(
         out.append([p, pooled[p], float(low), float(high), *counts, min((n for n in counts if n), default=0) < ROUGH_BELOW, note if note or np.isfinite(low) else NOT_WITHOUT])
     return pd.DataFrame(out, columns=INTERVALS[1:])
 
-# %% ../nbs/79_pooling_intervals.ipynb #e35b6286
+# %% ../nbs/79_pooling_intervals.ipynb #6ca9a066
 def subject_intervals(
     rows,        # table of `measure_rois`: subject, not measured
     section="none",
