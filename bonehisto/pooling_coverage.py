@@ -3,21 +3,24 @@
 # %% auto #0
 __all__ = ['DAYS', 'SUMS', 'FACTORS', 'SURFACE', 'CHAIN', 'LEANS', 'KINDS', 'METHODS', 'indices', 'lognormal', 'draw_subjects',
            'draw_rois', 'roi_rows', 'without_each', 'left_out', 'jackknife', 'on_scale', 'off_scale', 'spread_of',
-           'textbook', 'resample', 'bootstraps', 'counted', 'coverage', 'mean_bounds', 'group_coverage']
+           'quantiles', 'textbook', 'resample', 'bootstraps', 'counted', 'coverage', 'mean_known', 'mean_bounds',
+           'group_coverage']
 
-# %% ../nbs/80_pooling_coverage.ipynb #575d6fa4
+# %% ../nbs/80_pooling_coverage.ipynb #593adcf0
+import warnings
+
 import numpy as np
 import pandas as pd
 from scipy import stats
 from scipy.special import expit, logit
 from statsmodels.stats.proportion import proportion_confint
 
-# %% ../nbs/80_pooling_coverage.ipynb #8eb177ae
+# %% ../nbs/80_pooling_coverage.ipynb #c288c4b1
 from .histomorphometry import TISSUE_SUMS
 from .intervals import mean_interval
 from .pooling_intervals import is_share, jackknife_interval
 
-# %% ../nbs/80_pooling_coverage.ipynb #811bb91a
+# %% ../nbs/80_pooling_coverage.ipynb #89a1bec7
 DAYS = 15.0
 SUMS = ["T.Ar (mm2)", "B.Ar (mm2)", "B.Pm (mm)", "O.Pm (mm)", "O.Ar (mm2)", "dL.Pm (mm)", "Ir.L.Ar (mm2)", "sL.Pm (mm)"]
 FACTORS = {  # name: mean, CV over subjects, CV over the ROIs of a subject
@@ -29,7 +32,7 @@ CHAIN = np.array([[f in c for f in FACTORS] for c in (  # the factors that each 
 LEANS = pd.DataFrame(np.eye(8), [*FACTORS], [*FACTORS])  # correlation of logarithms over ROIs
 for a, b, r in (("size", "bone", -0.3), ("surface", "osteoid", 0.3), ("osteoid", "double", 0.5), ("double", "distance", 0.3), ("double", "single", 0.3)): LEANS.loc[a, b] = LEANS.loc[b, a] = r
 
-# %% ../nbs/80_pooling_coverage.ipynb #c548569a
+# %% ../nbs/80_pooling_coverage.ipynb #ad1f37e1
 KINDS = {"BV/TV (%)": "area ratio", "OS/BS (%)": "length ratio", "O.Th (um)": "width", "MS/BS (%)": "labels over surface", "MAR (um/d)": "MAR", "BFR/BS (um3/um2/yr)": "product", "Mlt (d)": "product, mixed"}
 
 def indices(
@@ -43,7 +46,7 @@ def indices(
         ms, mar = 100 * (double + single / 2) / base, 1000 * between / double / DAYS
         return dict(zip(KINDS, np.broadcast_arrays(100 * bone / tissue, 100 * osteoid / surface, 1000 * seam / osteoid, ms, mar, mar * ms / 100 * 365, 1000 * seam / surface / (mar * ms / 100))))
 
-# %% ../nbs/80_pooling_coverage.ipynb #b12a6993
+# %% ../nbs/80_pooling_coverage.ipynb #094996eb
 def lognormal(mean, cv, n, rng):
     "n lognormal numbers of that mean and coefficient of variation."
     s = np.sqrt(np.log1p(cv ** 2))
@@ -73,7 +76,7 @@ def draw_rois(
     fluor[..., 5:] *= seen[..., [0, 0, 1]]
     return bright, fluor
 
-# %% ../nbs/80_pooling_coverage.ipynb #46e6bde3
+# %% ../nbs/80_pooling_coverage.ipynb #d61db389
 def roi_rows(
     bright,  # (rois, 8)
     fluor,   # (rois, 8)
@@ -96,17 +99,25 @@ def jackknife(value, left, parameter):
     "Bounds (n,) by `jackknife_interval`; an ROI without which nothing changes bears nothing."
     return jackknife_interval(value, left, [~np.isclose(x, value[:, None], rtol=1e-9, atol=0) for x in left], is_share(parameter))
 
-# %% ../nbs/80_pooling_coverage.ipynb #6f4491d3
+# %% ../nbs/80_pooling_coverage.ipynb #582f802f
 def on_scale(x, parameter):
     "Logarithm, or logit of a share."
     with np.errstate(divide="ignore", invalid="ignore"): return logit(x / 100) if is_share(parameter) else np.log(x)
 
-def off_scale(y, parameter): return 100 * expit(y) if is_share(parameter) else np.exp(y)
+def off_scale(y, parameter):
+    "Back from `on_scale`."
+    with np.errstate(over="ignore"): return 100 * expit(y) if is_share(parameter) else np.exp(y)
 
 def spread_of(y, weights):
     "Jackknife variance (...) from leave-one-out values (..., n) of ROIs that stand weights (..., n) times in a sample of n."
     n = y.shape[-1]; y = np.where(weights > 0, y, 0.0)
     with np.errstate(invalid="ignore"): return (n - 1) / n * (weights * (y - (weights * y).sum(-1, keepdims=True) / n) ** 2).sum(-1)
+
+def quantiles(x):
+    "The 2.5 and 97.5 % quantiles (2, n) of finite numbers along the last axis of x (n, draws); NaN where there are none."
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)
+        return np.nanquantile(np.where(np.isfinite(x), x, np.nan), (0.025, 0.975), axis=-1)
 
 def textbook(value, left, parameter):
     "Bounds (n,) by the jackknife over all ROIs with t at one degree of freedom fewer than ROIs of a kind."
@@ -130,12 +141,11 @@ def bootstraps(bright, fluor, draws, rng):
         y, ys, ones = on_scale(pooled[p], p), on_scale(drawn[p], p), np.ones(bright.shape[1])
         own = np.sqrt(sum(spread_of(on_scale(x, p), ones) for x in left[p]))
         with np.errstate(divide="ignore", invalid="ignore"): t = (ys - y[:, None]) / np.sqrt(sum(spread_of(on_scale(x[p], p), w) for x, w in zip(again, (wb, wf))))
-        quantiles = lambda v: np.nanquantile(np.where(np.isfinite(v), v, np.nan), (0.025, 0.975), axis=1)
         percentile, (q_low, q_high) = quantiles(ys), quantiles(t)
         out[p] = {"percentile bootstrap": off_scale(percentile, p), "studentised bootstrap": (off_scale(y - q_high * own, p), off_scale(y - q_low * own, p))}
     return out
 
-# %% ../nbs/80_pooling_coverage.ipynb #af4e3515
+# %% ../nbs/80_pooling_coverage.ipynb #c4d230ba
 METHODS = ("jackknife", "textbook jackknife", "studentised bootstrap", "percentile bootstrap")
 
 def counted(hits, low, high):
@@ -166,11 +176,16 @@ def coverage(
             rows.append({"ROIs": n, "parameter": p, "kind": KINDS[p], "method": m, "intervals": int(given.sum()), "given (%)": 100 * given.mean(), **counted(((low <= truth) & (truth <= high))[given], low[given], high[given])})
     return pd.DataFrame(rows)
 
-# %% ../nbs/80_pooling_coverage.ipynb #b2fde779
+# %% ../nbs/80_pooling_coverage.ipynb #5a5f44c2
+def mean_known(values):
+    "`(mean, known)`: mean of what is defined along the last axis, NaN where nothing is, and which values are."
+    known = np.isfinite(values)
+    with np.errstate(invalid="ignore"): return np.where(known, values, 0.0).sum(-1) / known.sum(-1), known
+
 def mean_bounds(values, parameter):
     "Bounds (groups,) of the mean over subjects by the jackknife, from values (groups, subjects), NaN where undefined."
-    known = np.isfinite(values); others = without_each(np.stack([np.where(known, values, 0.0), known], -1).astype(float))
-    with np.errstate(divide="ignore", invalid="ignore"): mean, left = np.where(known, values, 0.0).sum(1) / known.sum(1), others[..., 0] / others[..., 1]
+    mean, known = mean_known(values)
+    left = mean_known(np.where(np.eye(values.shape[1], dtype=bool), np.nan, values[:, None]))[0]  # without each subject
     return jackknife_interval(mean, [left], [known], is_share(parameter))
 
 def group_coverage(
@@ -194,7 +209,7 @@ def group_coverage(
                 for p, v in values.items():
                     t = np.array([mean_interval(x)[1:3] for x in v]).T
                     bounds = {"jackknife": mean_bounds(v, p), "t": t}
-                    if draws: bounds["percentile bootstrap, two levels"] = np.nanquantile(np.nanmean(resampled[p][who, which], axis=-1), (0.025, 0.975), axis=1)
+                    if draws: bounds["percentile bootstrap, two levels"] = quantiles(mean_known(resampled[p][who, which])[0])
                     for k, (low, high) in bounds.items(): found.setdefault((p, k), []).append((low, high, np.isfinite(bounds["jackknife"][0])))
             for (p, k), parts in found.items():
                 low, high, given = (np.concatenate(x) for x in zip(*parts))

@@ -4,24 +4,24 @@
 __all__ = ['ROUGH_BELOW', 'NOT_WITHOUT', 'INTERVALS', 'is_share', 'jackknife_interval', 'needed_sums', 'why_no_interval',
            'intervals_of_subject', 'subject_intervals']
 
-# %% ../nbs/79_pooling_intervals.ipynb #173b73ea
+# %% ../nbs/79_pooling_intervals.ipynb #004cda8b
 import numpy as np
 import pandas as pd
 from scipy import stats
 from scipy.special import expit, logit
 
-# %% ../nbs/79_pooling_intervals.ipynb #3981f61d
+# %% ../nbs/79_pooling_intervals.ipynb #de0dc108
 from .boundaries import MeasureError
 from .histomorphometry import CLASS_IDS, check_interval, derive_indices, pool_subject, roi_table, subject_parts
 
-# %% ../nbs/79_pooling_intervals.ipynb #1f89a7f3
+# %% ../nbs/79_pooling_intervals.ipynb #387f0a41
 ROUGH_BELOW = 6  # ROIs (or subjects); with fewer an interval is called rough
 
 def is_share(parameter):
     "Whether a parameter is a part of a whole, which cannot pass 100 %."
     return parameter.endswith("(%)") and not parameter.startswith("MS/OS")
 
-# %% ../nbs/79_pooling_intervals.ipynb #43ea3d05
+# %% ../nbs/79_pooling_intervals.ipynb #f40f366e
 def jackknife_interval(
     value,        # (...): pooled over all ROIs
     left,         # one array (..., n) a kind of section: pooled without each of its ROIs
@@ -45,7 +45,7 @@ def jackknife_interval(
         half = np.where(total > 0, half, np.where(sum(counts) > 0, total, np.nan))  # ROIs that are all alike have no spread
         return back(to(value) - half), back(to(value) + half)
 
-# %% ../nbs/79_pooling_intervals.ipynb #fdb74ddc
+# %% ../nbs/79_pooling_intervals.ipynb #6ec24577
 def needed_sums(
     columns,        # names of sums, as in `subject_parts`
     section="none",
@@ -57,7 +57,7 @@ def needed_sums(
     values, moved = index(sums), {k: index(sums | {k: 1.01 * v}) for k, v in sums.items()}
     return {p: [k for k in columns if not np.isclose(moved[k][p], v, rtol=1e-9)] for p, v in values.items()}
 
-# %% ../nbs/79_pooling_intervals.ipynb #b8dad671
+# %% ../nbs/79_pooling_intervals.ipynb #56da82e8
 NOT_WITHOUT = "0, 100 % or undefined without one of its ROIs"
 
 def why_no_interval(
@@ -71,7 +71,7 @@ def why_no_interval(
     if is_share(parameter) and value >= 100: return "it is 100 % in every ROI"
     return next((f"it rests on one {d} ROI" for d, n in counts.items() if n == 1), "")
 
-# %% ../nbs/79_pooling_intervals.ipynb #95d49501
+# %% ../nbs/79_pooling_intervals.ipynb #84ffa71d
 INTERVALS = ["subject", "parameter", "value", "low", "high", *(f"{d} ROIs" for d in CLASS_IDS), "rough", "note"]
 
 def intervals_of_subject(
@@ -89,7 +89,7 @@ def intervals_of_subject(
     left = [index(np.delete(sums, i, 0)) for i in range(len(sums))]
     needed = needed_sums(parts, section, **settings)
     for p in index(sums):
-        bears = (parts[needed.get(p, [])] > 0).any(axis=1).to_numpy()
+        bears = (sums[:, [k in needed.get(p, []) for k in parts]] > 0).any(1)
         some = {d: np.array([left[i].get(p, np.nan) for i in np.flatnonzero(bears & (domain == d))]) for d in CLASS_IDS}
         note = pooled["reasons"].get(p) or why_no_interval(p, pooled[p], {d: len(x) for d, x in some.items()})
         low, high = jackknife_interval(pooled[p], list(some.values()), share=is_share(p), level=level) if not note else (np.nan, np.nan)
@@ -97,7 +97,7 @@ def intervals_of_subject(
         out.append([p, pooled[p], float(low), float(high), *counts, min((n for n in counts if n), default=0) < ROUGH_BELOW, note if note or np.isfinite(low) else NOT_WITHOUT])
     return pd.DataFrame(out, columns=INTERVALS[1:])
 
-# %% ../nbs/79_pooling_intervals.ipynb #6ca9a066
+# %% ../nbs/79_pooling_intervals.ipynb #58b34f8f
 def subject_intervals(
     rows,        # table of `measure_rois`: subject, not measured
     section="none",
