@@ -76,7 +76,7 @@ def interval_table(
         places = decimals(intervals.loc[intervals["parameter"] == p, "value"]); cells = []
         for i, r in enumerate(t.loc[(s, p)] for s in names):
             if not np.isfinite(r["value"]): reasons[i, p] = r["note"]
-            cells.append(number(r["value"], places) + (f" ({number(r['low'], places)}–{number(r['high'], places)})" + "*" * bool(r["rough"]) if np.isfinite(r["low"]) else ""))
+            cells.append(number(r["value"], places) + (f" ({number(r['low'], None)}–{number(r['high'], None)})" + "*" * bool(r["rough"]) if np.isfinite(r["low"]) else ""))
         frame[p] = cells
     return frame, reasons
 
@@ -84,17 +84,18 @@ def interval_blocks(run, subjects):
     "The main parameters of every subject with their intervals, as a table and a figure; the reason where there are none."
     t = run.table("subject_intervals.csv", "summarise")
     if t is None: return [missing(run.why["subject_intervals.csv"])]
+    t = t.assign(subject=as_text(t["subject"])); subjects = subjects.assign(subject=as_text(subjects["subject"]))  # names may be numbers
     frame, reasons = interval_table(t); have = list(frame.columns[1:])
-    beside = frame.merge(subjects[[c for c in ("subject", "group", *BASIS) if c in subjects]].astype({"subject": str}), on="subject", how="left")
+    beside = frame.merge(subjects[[c for c in ("subject", "group", *BASIS) if c in subjects]], on="subject", how="left")
     first = [c for c in ("subject", "group", *BASIS) if c in beside]
     drawn = [p for p in have if (t.loc[t["parameter"] == p, "value"] > 0).any()]; rows = int(np.ceil(len(drawn) / 4)); some = t[t["subject"].isin(list(frame["subject"])[:60])]
     blocks = [table(beside[first + have], "Main parameters with their intervals over ROIs, per subject (jackknife, kinds of section apart). * rough: fewer than six ROIs of a kind show what it takes. A value alone has no interval; subject_intervals.csv says why, and holds the other parameters.", reasons=reasons)]
     if not drawn: return blocks
-    fig, axes = canvas((.55 + .17 * some["subject"].nunique()) * rows, rows, 4, sharey=True)
+    fig, axes = canvas((.7 + .17 * some["subject"].nunique()) * rows, rows, 4, sharey=True)
     for ax in axes.flat[len(drawn):]: ax.set_visible(False)
-    groups = dict(zip(as_text(subjects["subject"]), as_text(subjects["group"]))) if "group" in subjects and as_text(subjects["group"]).any() else None
+    groups = dict(zip(subjects["subject"], as_text(subjects["group"]))) if "group" in subjects and as_text(subjects["group"]).any() else None
     for ax, p in zip(axes.flat, drawn): plot_intervals(some, p, ax, groups)
-    return blocks + [figure(fig, "The same, on logarithmic axes, coloured by group. Open points are rough, crosses have no interval, lines that leave a panel go on.", run.path / "figures/intervals.png")]
+    return blocks + [figure(fig, "The same, on logarithmic axes" + (", coloured by group" if groups else "") + ". Open points are rough, crosses have no interval, lines that leave a panel go on.", run.path / "figures/intervals.png")]
 
 # %% ../nbs/86_result_sections.ipynb #aded7eda
 def measures_section(run):

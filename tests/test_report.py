@@ -158,6 +158,13 @@ def test_logs_and_folders_of_older_runs_still_make_the_section(bare):
     assert "not readable token pictures" in pretraining_section(RunFolder(bare))["blocks"][-1]["text"]
 
 
+def test_subjects_named_by_numbers_keep_their_group_beside_their_intervals(bare):
+    for name in ("subject_parameters.csv", "subject_intervals.csv"):
+        t = read_table(bare / "tables" / name); write_table(bare / "tables" / name, t.assign(subject=t["subject"].map({"low-01": 1, "normal-01": 2, "high-01": 3})))
+    block = next(b for b in measures_section(RunFolder(bare))["blocks"] if b["kind"] == "table" and "intervals" in b["caption"])
+    assert [[c["text"] for c in r[:2]] for r in block["rows"]] == [["1", "low"], ["2", "normal"], ["3", "high"]]
+
+
 def test_images_that_have_moved_are_said_to_be_gone(bare):
     for p in (bare / "images").iterdir(): p.unlink()
     assert "no longer where the manifest says" in write_report(bare).read_text(encoding="utf-8")
