@@ -4,7 +4,8 @@
 __all__ = ['CLASS_IDS', 'TISSUE_SUMS', 'LABEL_SUMS', 'FACING', 'LABEL_BASE', 'SECTION_FACTORS', 'NO_TISSUE', 'NO_BONE',
            'NO_SURFACE', 'NO_OSTEOID', 'DIRECT', 'TISSUE_SETTINGS', 'INDEX_SETTINGS', 'LEAST_TISSUE_MM2',
            'section_factor', 'Derivation', 'derive_structure', 'derive_labels', 'derive_indices', 'tissue_sums',
-           'label_sums', 'check_interval', 'measure_in_full', 'measure_roi', 'pool_subject', 'names_in_2d']
+           'label_sums', 'check_interval', 'measure_in_full', 'measure_roi', 'roi_table', 'subject_parts',
+           'direct_parts', 'pool_subject', 'names_in_2d']
 
 # %% ../nbs/75_histomorphometry.ipynb #a04c5c26
 import numpy as np
@@ -200,6 +201,35 @@ def measure_roi(
     "Dict of primary sums (mm, mm2) and derived indices in ASBMR units; NaN where undefined, with the reason under `reasons`; `MeasureError` (a ValueError) for input that cannot be measured."
     return measure_in_full(class_map, domain, pixel_size_um, roi, interval_days, section, **settings)[0]
 
+# %% ../nbs/75_histomorphometry.ipynb #50f49a03
+def roi_table(rows):
+    "The `measure_roi` results of one subject as a table with `domain`; `MeasureError` when a column is lacking."
+    table = pd.DataFrame(list(rows) if not isinstance(rows, pd.DataFrame) else rows).reset_index(drop=True)
+    if "domain" not in table and "modality" in table: table = table.assign(domain=table["modality"])
+    lacking = [k for k in ["domain", *TISSUE_SUMS] if k not in table]
+    if lacking or not len(table): raise MeasureError(f"rows lack {lacking or 'any ROI'}: give the results of measure_roi for one subject")
+    return table
+
+def subject_parts(
+    table,  # of `roi_table`
+):
+    "`(parts, kind, why)`: what each ROI adds to the subject's sums (mm, mm2), the sections that structure comes from, and why there are no labels or None."
+    bright, fluorescent = ((table["domain"] == d).to_numpy() for d in CLASS_IDS)
+    static, kind = (bright, "brightfield") if bright.any() else (fluorescent, "fluorescence")
+    dynamic = fluorescent & (table[LABEL_SUMS].notna().all(axis=1).to_numpy() if set(LABEL_SUMS) <= set(table) else False)
+    why = None if dynamic.any() else "no fluorescence ROI with measured labels"
+    labels = {k: k for k in [*LABEL_SUMS, *([FACING] if FACING in table else [])]} | dict(zip(LABEL_BASE, ("B.Pm (mm)", "T.Ar (mm2)")))
+    parts = {k: np.where(static, table[k].astype(float), 0.0) for k in TISSUE_SUMS} | {k: np.where(dynamic, table[of].astype(float), 0.0) if not why else np.nan for k, of in labels.items()}
+    return pd.DataFrame(parts), kind, why
+
+def direct_parts(
+    table,  # of `roi_table`
+    kind,   # of section, as in `subject_parts`
+):
+    "Direct thickness -> `(values, weights)` of the ROIs that bear it."
+    found = {key: table[(table["domain"] == kind) & table[key].notna() & (table[by] > 0)] if key in table else table[:0] for key, (_, by, _) in DIRECT.items()}
+    return {key: (rows[key].to_numpy(float), rows[DIRECT[key][1]].to_numpy(float)) if len(rows) else (np.zeros(0), np.zeros(0)) for key, rows in found.items()}
+
 # %% ../nbs/75_histomorphometry.ipynb #0f8d76b1
 LEAST_TISSUE_MM2 = 30.0  # customary default, editable
 
@@ -211,29 +241,20 @@ def pool_subject(
     **settings,          # of `derive_indices`
 ):
     "Dict of one subject: sums over its ROIs and indices as ratios of sums, with `reasons`, `warnings` and the number of ROIs of each kind; `MeasureError` when rows lack a column or disagree."
-    table = pd.DataFrame(list(rows) if not isinstance(rows, pd.DataFrame) else rows).reset_index(drop=True)
-    if "domain" not in table and "modality" in table: table = table.assign(domain=table["modality"])
-    lacking = [k for k in ["domain", *TISSUE_SUMS] if k not in table]
-    if lacking or not len(table): raise MeasureError(f"rows lack {lacking or 'any ROI'}: give the results of measure_roi for one subject")
+    table = roi_table(rows)
     interval = check_interval(interval_days)
     stored = table["interval (d)"].dropna().unique() if "interval (d)" in table else []
     if interval is None and len(stored) > 1: raise MeasureError(f"the ROIs of the subject have different intervals ({', '.join(f'{x:g} d' for x in stored)}): give interval_days")
     interval = check_interval(float(stored[0])) if interval is None and len(stored) else interval
-    bright = table[table["domain"] == "brightfield"]; fluorescent = table[table["domain"] == "fluorescence"]
-    static, kind = (bright, "brightfield") if len(bright) else (fluorescent, "fluorescence")
-    sums = {k: float(static[k].sum(skipna=False)) for k in TISSUE_SUMS}
-    dynamic = fluorescent[fluorescent[LABEL_SUMS].notna().all(axis=1)] if set(LABEL_SUMS) <= set(table) else fluorescent[:0]
-    why = None if len(dynamic) else "no fluorescence ROI with measured labels"
-    sums |= {k: float(dynamic[k].sum(skipna=False)) if len(dynamic) else np.nan for k in [*LABEL_SUMS, *([FACING] if FACING in table else [])]}
-    sums |= {k: float(dynamic[of].sum()) if len(dynamic) else np.nan for k, of in zip(LABEL_BASE, ("B.Pm (mm)", "T.Ar (mm2)"))}
+    parts, kind, why = subject_parts(table)
+    sums = parts.sum(skipna=False).to_dict()
     values, reasons, warnings = derive_indices(sums, interval, section, why, **settings)
     reasons |= {k: why for k in LABEL_SUMS + LABEL_BASE if why}
-    for key, (_, by, none) in DIRECT.items():
-        seen = static[static[key].notna()] if key in static else static[:0]
-        values[key] = float(np.average(seen[key], weights=seen[by])) if len(seen) and seen[by].sum() > 0 else np.nan
-        if np.isnan(values[key]): reasons[key] = none
+    for key, (widths, weights) in direct_parts(table, kind).items():
+        values[key] = float(np.average(widths, weights=weights)) if len(widths) else np.nan
+        if np.isnan(values[key]): reasons[key] = DIRECT[key][2]
     if sums["T.Ar (mm2)"] < least_tissue_mm2: warnings.append(f"only {sums['T.Ar (mm2)']:.2g} mm2 of tissue: below {least_tissue_mm2:g} mm2 values of one subject are rough")
-    return {"structure from": kind, "brightfield ROIs": len(bright), "fluorescence ROIs": len(fluorescent), "interval (d)": interval if interval else np.nan,
+    return {"structure from": kind, **{f"{d} ROIs": int((table["domain"] == d).sum()) for d in CLASS_IDS}, "interval (d)": interval if interval else np.nan,
             "section": section, "section factor": section_factor(section), **sums, **values, "warnings": warnings, "reasons": reasons}
 
 # %% ../nbs/75_histomorphometry.ipynb #e9ba6e0a

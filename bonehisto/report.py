@@ -119,6 +119,7 @@ CONVENTIONS = (
     ("MAR", "Interlabel area over the length along which two labels face each other (mean of both midlines), divided by the interval between the midpoints of the dosing courses and by the section factor."),
     ("MS/BS", "(dLS + sLS/2) / BS. Unresolved double labels count as double here and never enter MAR."),
     ("Pooling", "Per subject by ratio of sums over its ROIs, never by the mean of ratios."),
+    ("Intervals", "Of a subject: over its ROIs, leaving out one at a time within each kind of section, Student's t with Satterthwaite's degrees of freedom, log or logit scale. Of a group: the same over subjects. ROIs are taken as drawn at random."),
     ("Plate model", "Tb.Th = 2 BV/BS, Tb.N = (BV/TV) / Tb.Th, Tb.Sp = Tb.Th (TV/BV − 1)."),
     ("Direct widths", "Tb.Th direct and Tb.Sp direct: mean diameter of the largest disc over every point; frame and ROI edge stop no disc, so they read high in fields not much larger than trabeculae. O.Th direct: mean width of the seam along its surface."),
     ("Reference ranges", "Customary figures for adults, iliac cancellous bone; defaults that may be edited. There is no consensus on cuts."))

@@ -69,7 +69,7 @@ def test_it_says_what_it_is_not_for_and_stays_small(run):
 
 
 def test_figures_lie_beside_the_page_too(run):
-    assert {"pretraining.png", "umap.png", "router_confusion.png", "scores.png", "groups.png", "truth.png"} <= {p.name for p in (run / "figures").iterdir()}
+    assert {"pretraining.png", "umap.png", "router_confusion.png", "scores.png", "groups.png", "truth.png", "intervals.png"} <= {p.name for p in (run / "figures").iterdir()}
 
 
 def test_an_undefined_number_is_a_dash_with_its_reason(run):
@@ -82,6 +82,21 @@ def test_an_undefined_number_is_a_dash_with_its_reason(run):
 def test_every_ratio_stands_beside_tissue_area_and_bone_perimeter(run):
     tables = [b for b in measures_section(RunFolder(run))["blocks"] if b["kind"] == "table"]
     assert all({"T.Ar", "B.Pm"} <= {c["name"] for c in b["columns"]} for b in tables)
+
+
+def test_the_main_parameters_bear_their_intervals_with_rough_ones_marked(run):
+    block = next(b for b in measures_section(RunFolder(run))["blocks"] if b["kind"] == "table" and "intervals" in b["caption"])
+    at = [c["name"] for c in block["columns"]]; rows = {r[0]["text"]: r for r in block["rows"]}
+    value, low, high = map(float, re.fullmatch(r"([\d.]+) \(([\d.]+)–([\d.]+)\)\*", rows["low-01"][at.index("BV/TV")]["text"]).groups())
+    assert low == pytest.approx(.8 * value, rel=.02) and high == pytest.approx(1.2 * value, rel=.02) and len(rows) == 12
+    assert not rows["high-01"][at.index("BV/TV")]["text"].endswith("*")
+    assert rows["low-02"][at.index("MAR")]["text"] == "–" and rows["low-02"][at.index("MAR")]["title"] == "only single labels were seen"
+
+
+def test_a_run_without_interval_table_says_which_step_writes_it(bare):
+    (bare / "tables/subject_intervals.csv").unlink()
+    blocks = measures_section(RunFolder(bare))["blocks"]
+    assert "There is no subject_intervals.csv: the step `summarise` writes it." in [b.get("text") for b in blocks] and any(b["kind"] == "table" for b in blocks)
 
 
 @pytest.fixture
@@ -141,6 +156,13 @@ def test_logs_and_folders_of_older_runs_still_make_the_section(bare):
     assert [b["kind"] for b in pretraining_section(RunFolder(bare))["blocks"]] == ["text", "figure"]
     (bare / "features/pretrain_tokens.npz").write_bytes(b"PK cut off")
     assert "not readable token pictures" in pretraining_section(RunFolder(bare))["blocks"][-1]["text"]
+
+
+def test_subjects_named_by_numbers_keep_their_group_beside_their_intervals(bare):
+    for name in ("subject_parameters.csv", "subject_intervals.csv"):
+        t = read_table(bare / "tables" / name); write_table(bare / "tables" / name, t.assign(subject=t["subject"].map({"low-01": 1, "normal-01": 2, "high-01": 3})))
+    block = next(b for b in measures_section(RunFolder(bare))["blocks"] if b["kind"] == "table" and "intervals" in b["caption"])
+    assert [[c["text"] for c in r[:2]] for r in block["rows"]] == [["1", "low"], ["2", "normal"], ["3", "high"]]
 
 
 def test_images_that_have_moved_are_said_to_be_gone(bare):

@@ -60,10 +60,19 @@ def test_groups_are_summarised_over_subjects_with_those_undefined_counted():
     table = summarise_groups(study()).set_index(["group", "parameter"])
     assert table.loc[("low", "MAR (um/d)"), "n"] == 2 and table.loc[("low", "MAR (um/d)"), "undefined"] == 1
     row = table.loc[("high", "OS/BS (%)")]
-    assert row["mean"] == 35 and row["low"] == pytest.approx(35 - 4.3027 * 5 / 3 ** 0.5, rel=1e-3) and row["rough"]
+    left = np.log(np.array([37.5, 35, 32.5]) / np.array([62.5, 65, 67.5]))  # odds of the mean without each subject
+    half = 4.3027 * np.sqrt(2 / 3 * ((left - left.mean()) ** 2).sum())
+    assert row["mean"] == 35 and row["low"] == pytest.approx(100 / (1 + 65 / 35 * np.exp(half)), rel=1e-4) and row["high"] == pytest.approx(100 / (1 + 65 / 35 * np.exp(-half)), rel=1e-4) and row["rough"]
+    assert row["note"] == "" and table.loc[("no group", "OS/BS (%)"), "note"] == "one subject"
     assert np.isnan(table.loc[("no group", "MAR (um/d)"), "low"]) and table.loc[("no group", "OS/BS (%)"), "n"] == 1
     assert parameter_columns(study()) == ["MAR (um/d)", "OS/BS (%)"]
     with pytest.raises(UserError, match="arm"): summarise_groups(study(), group="arm")
+
+
+def test_a_group_mean_has_no_bound_below_zero_and_no_interval_that_one_subject_carries():
+    table = summarise_groups(pd.DataFrame({"group": "adynamic", "MS/BS (%)": [0.0, 0.0, 0.0, 2.1], "MAR (um/d)": [0.2, 0.9, np.nan, np.nan], "dLS/BS (%)": 0.0, "Mlt (d)": np.nan})).set_index("parameter")
+    assert table.loc["MAR (um/d)", "low"] > 0 and np.isnan(table.loc["MS/BS (%)", "low"]) and table.loc["MS/BS (%)", "mean"] == pytest.approx(0.525)
+    assert table["note"].tolist() == ["only one subject differs from 0 or 100 %", "", "0 in every subject", "undefined in every subject"]
 
 
 def tables():
