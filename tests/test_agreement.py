@@ -388,6 +388,15 @@ def test_the_report_judges_test_subjects_alone(run):
     assert agree_on_rows(*test)["agreement_pairs"].query("unit == 'subject'")["name"].nunique() == 3
 
 
+def test_a_roi_measured_on_one_side_alone_is_pooled_on_neither(run):
+    maps, masks = (read_rows(run / "tables" / n) for n in SOURCES)
+    maps.loc[maps["roi"] == "S2_brightfield", "O.Ar (mm2)"] *= 2
+    masks = masks[masks["roi"] != "S1_fluorescence"].copy(); masks.loc[masks["roi"] == "S2_brightfield", "not measured"] = "it has no class map"
+    pairs = agree_on_rows(maps, masks)["agreement_pairs"].query("unit == 'subject'").set_index(["name", "parameter"])
+    assert pairs.loc[("S1", "MAR (um/d)"), ["A", "B"]].isna().all() and np.isfinite(pairs.loc[("S3", "MAR (um/d)"), "A"])
+    assert pairs.loc[("S2", "O.Th (um)"), "A"] == pytest.approx(4.5)  # of the fluorescence ROI, which both sides have
+
+
 @pytest.mark.parametrize("left, says", [(2, "2 subjects of the test split could be measured"), (0, "No subjects of the test split")])
 def test_the_report_says_when_test_subjects_are_too_few(run, left, says):
     for name in SOURCES:
