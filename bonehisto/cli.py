@@ -2,7 +2,7 @@
 
 # %% auto #0
 __all__ = ['app', 'console', 'check', 'phantom', 'run', 'pretrain', 'pretrain_ranks', 'benchmark', 'experiment', 'robustness',
-           'label_efficiency', 'ship', 'segment', 'measure', 'power', 'Stopped', 'main']
+           'label_efficiency', 'ship', 'segment', 'measure', 'agreement', 'power', 'Stopped', 'main']
 
 # %% ../nbs/96_cli.ipynb #490a3e29
 import signal, sys
@@ -217,6 +217,27 @@ def measure(
     """
     from bonehisto.measure import measure_files
     _say(measure_files(masks, manifest, out))
+
+# %% ../nbs/96_cli.ipynb #a799471d
+@app.command()
+def agreement(
+    a: Annotated[Path, typer.Argument(help="a folder of masks named after their ROIs, or a manifest that names masks")],
+    b: Annotated[Path, typer.Argument(help="the same of the other observer, e.g. runs/study/masks")],
+    out: Annotated[Path, typer.Option(help="folder for the tables and the figure")],
+    manifest: Annotated[Optional[Path], typer.Option(help="the manifest that holds the ROIs' pixel size, domain and dosing days; needed where both are folders")] = None,
+    linear: Annotated[bool, typer.Option("--linear", help="bias and limits of every parameter as differences, also where ratios are usual: a zero has no ratio")] = False,
+):
+    """Hold two observers against each other: ICC, CCC, bias and limits per parameter, Dice and kappa of the maps.
+
+    Examples: `bonehisto agreement reader1 reader2 --manifest study.yaml --out agreement`
+    · `bonehisto agreement runs/study/masks study.yaml --out agreement`
+    """
+    from bonehisto.agreement import LOG_SCALE
+    from bonehisto.agreement_figures import draw_agreement
+    from bonehisto.observers import compare_files
+    text = compare_files(a, b, manifest, out, () if linear else LOG_SCALE)
+    draw_agreement(out)
+    _say(text)
 
 # %% ../nbs/96_cli.ipynb #afcf959e
 @app.command()

@@ -13,6 +13,7 @@ import pandas as pd
 from jinja2 import Environment
 from markupsafe import Markup, escape
 
+from .agreement_sections import agreement_section
 from .files import atomic_path
 from .experiment_sections import experiments_section
 from .group_sections import comparison_section, tmv_section
@@ -158,7 +159,7 @@ def provenance_section(run):
 # %% ../nbs/87_report.ipynb #ab981810
 BANNER = "Research use, no diagnosis."
 SECTIONS = (summary_section, inventory_section, examples_section, pretraining_section, embeddings_section, router_section, segmentation_section,
-            truth_section, measures_section, uncertainty_section, groups_section, comparison_section, tmv_section, experiments_section, assumptions_section, provenance_section)
+            truth_section, measures_section, uncertainty_section, groups_section, comparison_section, tmv_section, agreement_section, experiments_section, assumptions_section, provenance_section)
 
 def marked_words(text):
     "The text, escaped, with `words in backticks` as code and powers of mm and um raised."

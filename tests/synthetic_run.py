@@ -8,6 +8,7 @@ from bonehisto.files import write_json, write_table
 from bonehisto.group_models import mixed_models
 from bonehisto.group_tests import compare_groups
 from bonehisto.heads import HEADS
+from bonehisto.histomorphometry import derive_indices
 from bonehisto.images import write_mask
 from bonehisto.scores import SCORES
 from bonehisto.tmv import classify_subjects, read_cuts
@@ -24,6 +25,17 @@ def draw(domain, seed, size):
     if domain == "fluorescence": mask[(r > .24) & (r < .25) | (r > .27) & (r < .28)] = 3
     ink = np.array([[212, 160, 142], [22, 92, 165], [182, 59, 53]] if domain == "brightfield" else [[8, 9, 8], [20, 60, 50], [6, 12, 10], [200, 210, 40]])
     return np.clip(ink[mask] + rng.normal(0, 6, (size, size, 3)), 0, 255).astype(np.uint8), mask
+
+
+def measured_rows(rois, rng):
+    "What `measure_rois` would give for the ROIs, within a few per cent of their group's values."
+    rows = []
+    for r in rois:
+        mar, bvtv, _ = GROUPS[r["group"]]; bone, seam, lit = .0026 * bvtv * rng.normal(1, .02), rng.normal(.3, .01), r["modality"] == "fluorescence"
+        sums = {"T.Ar (mm2)": .26, "B.Ar (mm2)": bone, "Md.Ar (mm2)": .97 * bone, "O.Ar (mm2)": .03 * bone, "Ma.Ar (mm2)": .26 - bone, "B.Pm (mm)": 2., "O.Pm (mm)": seam, "Md.Pm (mm)": 2., "Q.Pm (mm)": 2 - seam}
+        sums |= {k: v if lit else np.nan for k, v in {"sL.Pm (mm)": .1, "dL.Pm (mm)": rng.normal(.2, .01), "uL.Pm (mm)": 0., "Ir.L.Ar (mm2)": .003 * mar * rng.normal(1, .05), "B.Pm of label sections (mm)": 2., "T.Ar of label sections (mm2)": .26}.items()}
+        rows.append({k: r[k] for k in ("roi", "subject", "group", "modality", "split")} | {"not measured": "", "domain": r["modality"], "interval (d)": 15.} | sums | derive_indices(sums, 15., why_no_labels=None if lit else "no label")[0])
+    return pd.DataFrame(rows)
 
 
 def make_run(folder, size=320, per_group=4, steps=200, seed=0):
@@ -47,6 +59,7 @@ def make_run(folder, size=320, per_group=4, steps=200, seed=0):
                    "warnings": '["only 0.26 mm2 of tissue: below 30 mm2 values of one subject are rough"]', "reasons": '{"MAR (um/d)": "only single labels were seen"}' if subject == "low-02" else "{}"}
             subjects.append(row)
             truth += [{"subject": subject, "split": split, "parameter": p, "measured": v * rng.normal(1, e), "true": v, "source": source} for source, e in (("predicted map", .03), ("given mask", .005)) for p, v in row.items() if p in ("BV/TV (%)", "O.Th (um)", "MAR (um/d)", "MS/BS (%)", "OS/BS (%)")]
+    sides = {name: measured_rows(rois, rng) for name in ("roi_parameters.csv", "roi_parameters_masks.csv")}
     rois, subjects = pd.DataFrame(rois), pd.DataFrame(subjects)
     tiles = pd.DataFrame([{"tile": f"{r.roi}:{y}:{x}:{kind}", "roi": r.roi, "subject": r.subject, "group": r.group, "modality": r.modality, "split": r.split, "x": x, "y": y, "kind": kind, "blank": False, "tissue_fraction": .5}
                           for r in rois.itertuples() for x, y, kind in ((0, 0, "nw"), (224, 0, "ne"), (0, 224, "sw"), (224, 224, "se"), (112, 112, "centre"))])
@@ -70,7 +83,7 @@ def make_run(folder, size=320, per_group=4, steps=200, seed=0):
     doubt = pd.DataFrame([(r["subject"], p, r[p], .95 * r[p], 1.05 * r[p], 0., 6) for r in subjects.to_dict("records") for p in ("BV/TV (%)", "O.Th (um)", "MAR (um/d)") if np.isfinite(r[p])], columns=["subject", "parameter", "value", "low", "high", "shift", "draws"])
     grid = pd.DataFrame([(d, p, l, m, m - .02, m + .02, 3, .1, .05, .15, 200) for d in place for p, m in (("ours", .9), ("unet", .8)) for l in ("1", "2", "all")], columns=["domain", "peer", "labels", "mean", "low", "high", "seeds", "difference", "difference_low", "difference_high", "steps"])
     sheet = pd.DataFrame([(d, c, "own", s, "tissue mean", v, v - .03, v + .02, .95 - v, 0., .1, 4, f, .1) for d in place for c, s, v, f in (("plain", np.nan, .95, 0.), ("fold", .33, .93, 0.), ("fold", 1., .8, 1.), ("pixel size x 2", np.nan, .9, .25))], columns=["domain", "case", "head", "severity", "class", "dice", "low", "high", "loss", "loss_low", "loss_high", "rois", "flagged", "abstained"])
-    for name, table in {"segmentation_intervals.csv": doubt, "segmentation_range.csv": pd.DataFrame({"domain": ["brightfield", "fluorescence"], "range_um": [4., 8.], "ratio": [.9, 1.1], "ROIs": 3, "chosen": True}),
+    for name, table in {**sides, "segmentation_intervals.csv": doubt, "segmentation_range.csv": pd.DataFrame({"domain": ["brightfield", "fluorescence"], "range_um": [4., 8.], "ratio": [.9, 1.1], "ROIs": 3, "chosen": True}),
                         "segmentation_coverage.csv": pd.DataFrame({"parameter": ["BV/TV (%)"], "n": [3], "inside": [1.], "half width (%)": [5.]}), "label_efficiency_summary.csv": grid, "robustness_summary.csv": sheet, "rois.csv": rois, "tiles.parquet": tiles, "embeddings.parquet": embeddings, "pretrain_log.csv": log, "heads_log.csv": heads, "heads.csv": pd.DataFrame([[d, "background, bone", "micro 9e74370c", 400, 380, "blocks", .9, .92, .92, 1.1, 6, 300, 2, 32, 80.0] for d in names], columns=HEADS), "head_scores.csv": scores, "subject_parameters.csv": subjects, "subject_parameters_masks.csv": subjects, "truth_summary.csv": errors, "notes.csv": pd.DataFrame({"roi": [rois["roi"][0]], "field": ["image"], "note": ["greyscale, repeated to three channels"]}), "group_summary.csv": pd.DataFrame(summary),
                         "truth_comparison.csv": pd.DataFrame(truth), "label_stretches.csv": pd.DataFrame(stretches), "roi_segmentation.csv": pd.DataFrame(segmented),
                         "separation.csv": pd.DataFrame({"weights": ["pretrained", "random"], "feature": "cls", "domain_silhouette": [.62, .31], "knn_purity": [1.0, .97], "chance": .5, "tiles": 120}),

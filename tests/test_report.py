@@ -69,7 +69,7 @@ def test_it_says_what_it_is_not_for_and_stays_small(run):
 
 
 def test_figures_lie_beside_the_page_too(run):
-    assert {"pretraining.png", "umap.png", "router_confusion.png", "scores.png", "groups.png", "truth.png", "intervals.png"} <= {p.name for p in (run / "figures").iterdir()}
+    assert {"pretraining.png", "umap.png", "router_confusion.png", "scores.png", "groups.png", "truth.png", "intervals.png", "agreement.png"} <= {p.name for p in (run / "figures").iterdir()}
 
 
 def test_an_undefined_number_is_a_dash_with_its_reason(run):
@@ -110,7 +110,7 @@ def test_each_missing_table_leaves_a_sentence_and_no_crash(bare):
     names = sorted(p.name for p in (bare / "tables").iterdir())
     for name in names: (bare / "tables" / name).rename(bare / name)
     page = write_report(bare).read_text(encoding="utf-8")
-    for name in ("rois.csv", "pretrain_log.csv", "embeddings.parquet", "router_scores.csv", "router_confusion.csv", "hard_cases.csv", "heads_log.csv", "head_scores.csv", "roi_segmentation.csv", "truth_comparison.csv", "subject_parameters.csv"):
+    for name in ("rois.csv", "pretrain_log.csv", "embeddings.parquet", "router_scores.csv", "router_confusion.csv", "hard_cases.csv", "heads_log.csv", "head_scores.csv", "roi_segmentation.csv", "truth_comparison.csv", "subject_parameters.csv", "roi_parameters.csv"):
         assert f"There is no {name}: the step <code>" in page, name
 
 
