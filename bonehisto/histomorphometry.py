@@ -249,7 +249,7 @@ def pool_subject(
         if key == "E.Pm (mm)": sums["Q.Pm (mm)"] = float(seen["Q.Pm (mm)"].sum())
     values, reasons, warnings = derive_indices(sums, interval, section, why, **settings)
     reasons |= {k: why for k in LABEL_SUMS + LABEL_BASE if why}
-    if "E.Pm (mm)" in sums and not static["E.Pm (mm)"].notna().all(): warnings.append(f"eroded surface was annotated in {table['E.Pm (mm)'].notna().sum()} ROIs, OS/BS comes from {len(static)}: ES/BS and QS/BS are of the annotated ones")
+    if "E.Pm (mm)" in sums and not static["E.Pm (mm)"].notna().all(): warnings.append(f"eroded surface was annotated in {static['E.Pm (mm)'].notna().sum()} of {len(static)} {kind} ROIs: ES/BS and QS/BS rest on the annotated ones alone")
     if "eroded on osteoid (mm)" in table: warnings += on_osteoid(table["eroded on osteoid (mm)"].sum())
     if sums["T.Ar (mm2)"] < least_tissue_mm2: warnings.append(f"only {sums['T.Ar (mm2)']:.2g} mm2 of tissue: below {least_tissue_mm2:g} mm2 values of one subject are rough")
     return {"structure from": kind, "brightfield ROIs": len(bright), "fluorescence ROIs": len(fluorescent), "interval (d)": interval if interval else np.nan,
