@@ -91,8 +91,8 @@ def read_annotations(
             parts = [shapely.get_coordinates(p)[:, ::-1] - 0.5 for p in shapely.get_parts(inside) if p.length > 0]
             lines.setdefault(name, []).extend(parts); kept += len(parts)
     notes = [f"left out, class not known: {', '.join(f'{n} ({k})' for n, k in sorted(unknown.items()))}; known: {', '.join((*CELLS, *SURFACES))}"] if unknown else []
-    notes += [f"{n} {name} points outside the image are left out" for name, n in outside.items() if n]
-    notes += [f"{name}: {length:.0f} px of line outside the image are cut off" for name, length in cut.items() if length > 0.01]
+    notes += [f"left out, outside the image: {name} ({n})" for name, n in outside.items() if n]
+    notes += [f"cut off, outside the image: {length:.0f} px of {name}" for name, length in cut.items() if length > 0.01]
     if not kept and (outside.total() or cut.total() > 0.01): problems.append(f"{path}: everything lies outside the image of {shape[1]} x {shape[0]} pixels: {ADVICE}, in pixels of the full image")
     if problems: raise UserError(*problems)
     return Annotations({n: np.concatenate([*p, np.empty((0, 2))]) for n, p in points.items()}, lines, notes)

@@ -11,14 +11,17 @@ import pandas as pd
 from scipy import stats
 from statsmodels.stats.meta_analysis import effectsize_smd
 
+# %% ../nbs/79_association.ipynb #844d14d1
+from .neighbourhood import in_order
+
 # %% ../nbs/79_association.ipynb #4110f57d
 def wide_places(
     places,  # table of `pool_places`
 ):
-    "One row per subject (subject, group, split), one column per quantity, in the order of the table."
+    "One row per subject (subject, group, split), one column per quantity: labels first, then cells."
     who = places[["subject", "group", "split"]].drop_duplicates("subject")
     values = {q: part.set_index("subject")["value"] for q, part in places.groupby("quantity", sort=False)}
-    return who.assign(**{q: who["subject"].map(v).astype(float) for q, v in values.items()}).reset_index(drop=True)
+    return who.assign(**{q: who["subject"].map(values[q]).astype(float) for q in in_order(values)}).reset_index(drop=True)
 
 # %% ../nbs/79_association.ipynb #b28509d7
 def rank_correlation(
@@ -62,12 +65,13 @@ def associate(
     "One row per quantity and comparison: estimate with interval, n, rough. Comparisons: Spearman with the rate, and Hedges' g between each two groups, the one of higher mean rate first."
     columns = ["quantity", "comparison", "measure", "estimate", "low", "high", "n", "rough"]
     if not len(places): return pd.DataFrame(columns=columns)
-    wide = wide_places(places).merge(subjects[["subject", *[c for c in (rate,) if c in subjects]]], on="subject", how="left")
+    wide = wide_places(places); quantities = list(wide.columns[3:])
+    wide = wide.merge(subjects[["subject", *[c for c in (rate,) if c in subjects]]], on="subject", how="left")
     if rate not in wide: wide[rate] = np.nan
     order = wide.groupby(wide["group"].fillna("").replace("", "no group"))[rate].mean().sort_values(kind="stable").index
     by_group = {g: wide[wide["group"].fillna("").replace("", "no group") == g] for g in order}
     rows = []
-    for q in places["quantity"].unique():
+    for q in quantities:
         rho = rank_correlation(wide[q], wide[rate], level)
         rows.append([q, f"with {rate.split(' ')[0]}", "Spearman's rho", *rho, rho[3] < FEW_PAIRS])
         for less, more in combinations(order, 2):

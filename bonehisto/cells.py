@@ -29,13 +29,13 @@ def within(
         seen = roi[tuple(np.clip(np.rint(at).astype(int), 0, np.array(roi.shape) - 1).T)]
         twice = {j for _, j in cKDTree(at[seen]).query_pairs(TWICE_UM / pixel_size_um)} if seen.any() else set()
         points[name] = np.delete(at[seen], list(twice), axis=0)
-        if not seen.all(): notes.append(f"{(~seen).sum()} {name} points outside the ROI are left out")
-        if twice: notes.append(f"{len(twice)} {name} points lie within {TWICE_UM:g} um of another: each cell is counted once")
+        if not seen.all(): notes.append(f"left out, outside the ROI: {name} ({(~seen).sum()})")
+        if twice: notes.append(f"counted once, within {TWICE_UM:g} um of another: {name} ({len(twice)})")
     for name, drawn in annotations.lines.items():
         dense = [resample(p, False, STEP_PX) for p in drawn]
         lines[name] = [p for d in dense for p in clip_polyline(d, roi)]
         cut = (sum(map(len, dense)) - sum(map(len, lines[name]))) * STEP_PX * pixel_size_um
-        if cut > 1: notes.append(f"{name}: {cut:.0f} um of line outside the ROI are cut off")
+        if cut > 1: notes.append(f"cut off, outside the ROI: {cut:.0f} um of {name}")
     return Annotations(points, lines, notes)
 
 # %% ../nbs/72_cells.ipynb #4cfbe8ce

@@ -3,7 +3,7 @@
 # %% auto #0
 __all__ = ['LABEL_REACH_UM', 'OWN_SIDE', 'DRAWS', 'FEW', 'LABELLED', 'NO_OSTEOID', 'NO_LABEL', 'PLACES', 'share', 'mean_over',
            'label_lines', 'label_beneath', 'to_osteoid', 'to_surface', 'to_nearest', 'random_middles',
-           'chance_interval', 'against_chance', 'place_labels', 'place_cells', 'place_table', 'pool_places']
+           'chance_interval', 'against_chance', 'place_labels', 'place_cells', 'in_order', 'place_table', 'pool_places']
 
 # %% ../nbs/73_neighbourhood.ipynb #b111e66d
 import numpy as np
@@ -14,6 +14,7 @@ from scipy.spatial import cKDTree
 # %% ../nbs/73_neighbourhood.ipynb #74d13ce5
 from .boundaries import settle_runs
 from .cells import REACH_UM, within
+from .entries import CELLS
 
 # %% ../nbs/73_neighbourhood.ipynb #6a893ba6
 def share(part, whole, of, why):
@@ -155,11 +156,12 @@ def place_cells(
     seed=0,
 ):
     "`(quantities, table)` of the annotated cells: a dict of quantities, and a row per cell with its class, place (px) and distances (um)."
-    px, points = surface.pixel_size_um, {n: p for n, p in within(annotations, surface.roi, surface.pixel_size_um).points.items() if len(p)}
+    px, kept = surface.pixel_size_um, within(annotations, surface.roi, surface.pixel_size_um).points
+    points = {n: kept[n] for n in CELLS if len(kept.get(n, ()))}
     lines, quantities, tables = np.concatenate([np.empty((0, 2)), *label_lines(stretches or [])]), {}, []
     for name, at in points.items():
         far, foot = surface.nearest(at); on = far <= reach_um
-        distance = {"surface": to_surface(surface, at), "osteoid": to_osteoid(surface, at), **({"label": to_nearest(at, lines, px)} if stretches is not None else {}), **{other: to_nearest(at, p, px) for other, p in points.items()}}
+        distance = {"surface": to_surface(surface, at), "osteoid": to_osteoid(surface, at), **({"label": to_nearest(at, lines, px)} if stretches is not None else {}), **{other: to_nearest(at, p, px) for other, p in points.items() if other == name or "osteocyte" not in (other, name)}}
         why = {"surface": "no bone surface nearer than the edge", "osteoid": NO_OSTEOID, "label": NO_LABEL, name: f"only one {name}"}
         quantities |= {f"{name} to {what} (um)": mean_over(d, np.ones(len(d)), f"{name}s", why.get(what, "")) for what, d in distance.items()}
         if name != "osteocyte":
@@ -170,6 +172,11 @@ def place_cells(
 
 # %% ../nbs/73_neighbourhood.ipynb #65f330a7
 PLACES = ["quantity", "value", "sd", "low", "high", "basis", "of", "reason"]
+
+def in_order(quantities):
+    "The quantities without repeats: labels first, then cells class by class."
+    kinds = [*LABELLED, *CELLS]
+    return sorted(dict.fromkeys(quantities), key=lambda q: next((k for k, kind in enumerate(kinds) if q.startswith(kind)), len(kinds)))
 
 def place_table(quantities):
     "One row per quantity of a dict, columns PLACES; `low` and `high` where it is a comparison with chance."

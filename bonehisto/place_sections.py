@@ -46,10 +46,9 @@ def places_section(run):
     made = {"id": "places", "title": "Where things lie", "blocks": []}; blocks = made["blocks"]
     places = run.table("neighbourhood_subjects.csv", "summarise")
     if places is None: blocks.append(missing(run.why["neighbourhood_subjects.csv"])); return made
-    known = [q for q in places["quantity"].unique() if places.loc[places["quantity"] == q, "value"].notna().any()]
+    wide = wide_places(places); known = [q for q in wide.columns[3:] if wide[q].notna().any()]
     if not known: blocks.append(missing(f"No quantity of place is defined in any subject: {'; '.join(sorted(set(places['reason'].dropna().astype(str))))}.")); return made
     groups, turnover = (run.table(f"neighbourhood_{n}.csv", "summarise") for n in ("groups", "turnover"))
-    wide = wide_places(places)
     blocks.append(text("Distances are in the section, never converted. Labelled osteoid has a label beneath it, idle osteoid has none; label depth is that of the label nearer the marrow below the bone surface. "
                        "A ratio to chance compares the distance to the nearest neighbour with that of the same things laid on the same surface at random: below 1 they cluster, above 1 they keep apart."))
     fig, axes = canvas(5.6, 2, 2, width_ratios=(1, 1.25)); panels = [*[q for q in FIRST if q in known], *[q for q in known if q not in FIRST and not q.endswith("chance")]][:2]
