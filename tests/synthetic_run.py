@@ -4,10 +4,13 @@ import pandas as pd
 import yaml
 from PIL import Image
 
+from bonehisto.association import associate, wide_places
 from bonehisto.files import write_json, write_table
 from bonehisto.heads import HEADS
 from bonehisto.images import write_mask
+from bonehisto.neighbourhood import LABELLED
 from bonehisto.scores import SCORES
+from bonehisto.statistics import summarise_groups
 from bonehisto.token_pictures import TokenPictures, save_pictures
 
 GROUPS = {"low": (.45, 8, 6), "normal": (.6, 16, 25), "high": (.9, 28, 80)}  # MAR, BV/TV, BFR/BS
@@ -59,8 +62,10 @@ def make_run(folder, size=320, per_group=4, steps=200, seed=0):
     names = {"brightfield": ("background", "mineralised bone", "osteoid", "tissue mean"), "fluorescence": ("background", "bone", "osteoid", "label", "tissue mean")}
     scores = pd.DataFrame([{"domain": d, "class": c, "score": s, "mean": m, "low": m - .04, "high": min(1, m + .03), "subjects": 3} for d, cs in names.items() for c in cs for s in SCORES for m in [rng.uniform(.78, .96)]])
     summary = [{"group": g, "parameter": p, "n": int(part[p].count()), "undefined": int(part[p].isna().sum()), "mean": part[p].mean(), "low": part[p].mean() - part[p].std(), "high": part[p].mean() + part[p].std(), "rough": True} for g, part in subjects.groupby("group") for p in subjects if p.endswith(")")]
+    places = pd.DataFrame([{"subject": r.subject, "group": r.group, "split": r.split, "quantity": q, "value": rng.uniform(5, 30), "sd": 1.0, "low": np.nan, "high": np.nan, "basis": 1.0, "of": "mm of label", "ROIs": 1, "reason": ""} for r in subjects.itertuples() for q in LABELLED])
     errors = pd.DataFrame([{"source": s, "parameter": p, "n": len(part), "median error (%)": 1.2, "worst error (%)": 4.1, "bias (%)": -.1} for (s, p), part in pd.DataFrame(truth).groupby(["source", "parameter"])])
     for name, table in {"rois.csv": rois, "tiles.parquet": tiles, "embeddings.parquet": embeddings, "pretrain_log.csv": log, "heads_log.csv": heads, "heads.csv": pd.DataFrame([[d, "background, bone", "micro 9e74370c", 400, 380, "blocks", .9, .92, .92, 1.1, 6, 300, 2, 32, 80.0] for d in names], columns=HEADS), "head_scores.csv": scores, "subject_parameters.csv": subjects, "subject_parameters_masks.csv": subjects, "truth_summary.csv": errors, "notes.csv": pd.DataFrame({"roi": [rois["roi"][0]], "field": ["image"], "note": ["greyscale, repeated to three channels"]}), "group_summary.csv": pd.DataFrame(summary),
+                        "neighbourhood_subjects.csv": places, "neighbourhood_groups.csv": summarise_groups(wide_places(places), parameters=list(LABELLED)), "neighbourhood_turnover.csv": associate(places, subjects),
                         "truth_comparison.csv": pd.DataFrame(truth), "label_stretches.csv": pd.DataFrame(stretches), "roi_segmentation.csv": pd.DataFrame(segmented),
                         "separation.csv": pd.DataFrame({"weights": ["pretrained", "random"], "feature": "cls", "domain_silhouette": [.62, .31], "knn_purity": [1.0, .97], "chance": .5, "tiles": 120}),
                         "router_scores.csv": pd.DataFrame([{"domain": d, "score": s, "mean": m, "low": np.nan, "high": np.nan, "subjects": 6, "tiles": 300} for d in ("all", *place) for s, m in (("right", .997), ("abstained", .003), ("wrong", 0.0))]),
