@@ -3,7 +3,7 @@
 # %% auto #0
 __all__ = ['MARGIN', 'MeasureError', 'check_pixel_size', 'check_class_map', 'extend_classes', 'clip_polyline', 'smooth_polyline',
            'trace_boundary', 'length_px', 'perimeter_um', 'small_pieces', 'tidy_tissue', 'segment_frames',
-           'depth_under', 'settle_runs', 'osteoid_surface']
+           'depth_under', 'settle_runs', 'seam_along', 'osteoid_surface']
 
 # %% ../nbs/67_boundaries.ipynb #a5d30400
 import numpy as np
@@ -211,22 +211,24 @@ def settle_runs(
         flags[inner[k]] ^= True
 
 # %% ../nbs/67_boundaries.ipynb #e5ab1eff
-def osteoid_surface(
-    lines,           # surface of the tissue: polylines of `trace_boundary`
+def seam_along(
+    points,          # (n + 1, 2) surface of the tissue: one polyline of `trace_boundary`
     osteoid,         # (H + 2 margin, W + 2 margin) bool, continued beyond the frame
     pixel_size_um,
     min_width_um=1.5,  # a thinner seam does not count
     min_run_um=4.0,    # shorter runs, covered or bare, are taken as noise
     reach_um=60.0,
 ):
-    "`(osteoid_um, width_um)`: length of the surface that osteoid lies under, and the seam's mean width along it, weighted by length."
-    total, weighted = 0.0, 0.0
-    for points in lines:
-        middle, normal, length = segment_frames(points)
-        reach = reach_um / pixel_size_um
-        width = depth_under(osteoid, middle, normal, min(6.0, reach))
-        width[width > 5] = depth_under(osteoid, middle[width > 5], normal[width > 5], reach)
-        width, length = width * pixel_size_um, length * pixel_size_um
-        under = settle_runs(width >= min_width_um, length, min_run_um, np.array_equal(points[0], points[-1]))
-        total += length[under].sum(); weighted += (width * length)[under].sum()
-    return float(total), float(weighted / total) if total else float("nan")
+    "`(under, width_um, length_um)` of each segment, (n,): whether osteoid lies under it, how wide, and the segment's length."
+    middle, normal, length = segment_frames(points)
+    reach = reach_um / pixel_size_um
+    width = depth_under(osteoid, middle, normal, min(6.0, reach))
+    width[width > 5] = depth_under(osteoid, middle[width > 5], normal[width > 5], reach)
+    width, length = width * pixel_size_um, length * pixel_size_um
+    return settle_runs(width >= min_width_um, length, min_run_um, np.array_equal(points[0], points[-1])), width, length
+
+def osteoid_surface(lines, osteoid, pixel_size_um, **settings):
+    "`(osteoid_um, width_um)` over several lines: length of the surface that osteoid lies under, and the seam's mean width along it, weighted by length; settings of `seam_along`."
+    seams = [seam_along(p, osteoid, pixel_size_um, **settings) for p in lines]
+    total = sum(length[under].sum() for under, _, length in seams)
+    return float(total), float(sum((width * length)[under].sum() for under, width, length in seams) / total) if total else float("nan")

@@ -2,19 +2,25 @@
 
 # %% auto #0
 __all__ = ['CLASS_IDS', 'TISSUE_SUMS', 'LABEL_SUMS', 'FACING', 'LABEL_BASE', 'SECTION_FACTORS', 'NO_TISSUE', 'NO_BONE',
-           'NO_SURFACE', 'NO_OSTEOID', 'DIRECT', 'TISSUE_SETTINGS', 'INDEX_SETTINGS', 'LEAST_TISSUE_MM2',
-           'section_factor', 'Derivation', 'derive_structure', 'derive_labels', 'derive_indices', 'tissue_sums',
-           'label_sums', 'check_interval', 'measure_in_full', 'measure_roi', 'roi_table', 'subject_parts',
-           'direct_parts', 'pool_subject', 'names_in_2d']
+           'NO_SURFACE', 'NO_OSTEOID', 'DIRECT', 'TISSUE_SETTINGS', 'INDEX_SETTINGS', 'PLACE_SETTINGS',
+           'LEAST_TISSUE_MM2', 'section_factor', 'Derivation', 'derive_structure', 'derive_labels', 'derive_annotated',
+           'derive_indices', 'tissue_sums', 'direct_widths', 'label_sums', 'check_interval', 'Measured',
+           'measure_in_full', 'measure_roi', 'roi_table', 'subject_parts', 'direct_parts', 'pool_subject',
+           'names_in_2d']
 
 # %% ../nbs/75_histomorphometry.ipynb #a04c5c26
+from typing import NamedTuple
+
 import numpy as np
 import pandas as pd
 
-from .boundaries import (MeasureError, check_class_map, check_pixel_size, extend_classes, length_px,
-                                  osteoid_surface, small_pieces, tidy_tissue, trace_boundary)
+# %% ../nbs/75_histomorphometry.ipynb #40376062
+from .boundaries import MARGIN, MeasureError, check_class_map, check_pixel_size, length_px, trace_boundary
+from .cells import ANNOTATED, BRIDGE_UM, REACH_UM, annotation_sums, base_of, on_osteoid
 from .files import nearest_name
 from .labels import fill_stretches, stretch_table, trace_labels
+from .neighbourhood import DRAWS, LABEL_REACH_UM, LABELLED, place_cells, place_labels
+from .surface import trace_surface
 from .thickness import direct_thickness
 
 # %% ../nbs/75_histomorphometry.ipynb #89b03516
@@ -90,9 +96,16 @@ def derive_labels(d, q, f, interval_days, why_no_labels=None):
     d.ratio("Omt (d)", v["O.Th (um)"], mar, 1, no_mar, ["MAR (um/d)", "O.Th (um)"])
     d.ratio("Mlt (d)", v["O.Th (um)"], v["Aj.AR (um/d)"], 1, no_mar, ["Aj.AR (um/d)", "O.Th (um)"])
 
+# %% ../nbs/75_histomorphometry.ipynb #3d714191
+def derive_annotated(d, q):
+    "Indices of what was annotated from sums and their bases in `q`, into the `Derivation` d: N.Ob/B.Pm, N.Oc/B.Pm, N.Ot/B.Ar, ES/BS, Ob.S/BS, Oc.S/BS (Dempster 2013); nothing where nobody annotated."
+    for key, (index, _, scale) in ANNOTATED.items():
+        if np.isfinite(q.get(key, np.nan)): d.ratio(index, q[key], q[base_of(key)], scale, NO_BONE if "B.Ar" in index else NO_SURFACE)
+    if np.isfinite(q.get("E.Pm (mm)", np.nan)): d.ratio("QS/BS (%)", q["Q.Pm (mm)"], q[base_of("E.Pm (mm)")], 100, NO_SURFACE)
+
 # %% ../nbs/75_histomorphometry.ipynb #8430b63b
 def derive_indices(
-    sums,                    # primary sums: TISSUE_SUMS, and for labels LABEL_SUMS and LABEL_BASE
+    sums,                    # primary sums: TISSUE_SUMS, for labels LABEL_SUMS and LABEL_BASE, and what was annotated
     interval_days=None,      # between the midpoints of the two courses
     section="none",          # none, isotropic, iliac, or a factor
     why_no_labels=None,      # reason when labels were not measured
@@ -105,6 +118,7 @@ def derive_indices(
     d, warnings = Derivation(), []
     derive_structure(d, q, f)
     derive_labels(d, q, f, interval_days, why_no_labels)
+    derive_annotated(d, sums)
     v = d.values
     if wall_thickness_um:
         d.ratio("FP (d)", wall_thickness_um, v["Aj.AR (um/d)"], 1, NO_OSTEOID, ["Aj.AR (um/d)"])
@@ -118,29 +132,25 @@ def derive_indices(
     return v, d.reasons, warnings
 
 # %% ../nbs/75_histomorphometry.ipynb #50a5c948
-def tissue_sums(
-    class_map,               # (H, W) uint8
-    roi,                     # (H, W) bool
-    pixel_size_um,
-    min_fragment_um2=400.0,  # detached pieces below this area are left out and counted
-    max_hole_um2=200.0,      # holes below this area are filled
-    min_speck_um2=10.0,      # osteoid pieces below this area count as bone
-    min_width_um=1.5,        # osteoid surface needs a seam at least this wide
-):
-    "`(sums, notes)`: primary areas (mm2) and lengths (mm) of the tissue without frame and ROI edge; notes counts what was left out or filled."
-    px, mm, mm2 = pixel_size_um, pixel_size_um / 1e3, (pixel_size_um / 1e3) ** 2
-    tissue, notes = tidy_tissue(class_map > 0, px, roi, min_fragment_um2, max_hole_um2)
-    osteoid = tissue & (class_map == 2)
-    specks, notes["osteoid_specks"] = small_pieces(osteoid, min_speck_um2 / px ** 2, roi)
-    osteoid &= ~specks
-    both = extend_classes(tissue.astype(np.uint8) + osteoid, roi)
-    surface = trace_boundary(both > 0, roi)
-    covered_um, notes["seam_width_um"] = osteoid_surface(surface, both == 2, px, min_width_um)
-    notes["bone_um"], notes["marrow_um"] = direct_thickness(tissue, px, roi), direct_thickness(roi & ~tissue, px, roi)
-    area, total, perimeter = tissue.sum() * mm2, roi.sum() * mm2, length_px(surface) * mm
-    values = [total, area, (tissue & ~osteoid).sum() * mm2, osteoid.sum() * mm2, total - area, perimeter, covered_um / 1e3,
-              length_px(trace_boundary(both == 1, roi)) * mm, perimeter - covered_um / 1e3]
-    return dict(zip(TISSUE_SUMS, map(float, values))), notes
+def tissue_sums(surface):
+    "Primary areas (mm2) and lengths (mm) of the tissue of a `Surface`, without frame and ROI edge."
+    mm, mm2 = surface.pixel_size_um / 1e3, (surface.pixel_size_um / 1e3) ** 2
+    inside = surface.classes[MARGIN:-MARGIN, MARGIN:-MARGIN][surface.roi]
+    total, mineral, osteoid = inside.size * mm2, (inside == 1).sum() * mm2, (inside == 2).sum() * mm2
+    perimeter, covered = surface.length_um.sum() / 1e3, surface.length_um[surface.osteoid].sum() / 1e3
+    values = [total, mineral + osteoid, mineral, osteoid, total - mineral - osteoid, perimeter, covered,
+              length_px(trace_boundary(surface.classes == 1, surface.roi)) * mm, perimeter - covered]
+    return dict(zip(TISSUE_SUMS, map(float, values)))
+
+# %% ../nbs/75_histomorphometry.ipynb #d1ec7a02
+DIRECT = {"O.Th direct (um)": ("O.Pm (mm)", NO_OSTEOID), "Tb.Th direct (um)": ("B.Ar (mm2)", "no bone, or nothing but bone, in the analysed part"),
+          "Tb.Sp direct (um)": ("Ma.Ar (mm2)", "no marrow, or nothing but marrow, in the analysed part")}  # key: what it is weighted by, why there is none
+
+def direct_widths(surface):
+    "Widths in the plane (um) of a `Surface`: of the seam along its surface, of bone and marrow by the largest discs; NaN where there is none."
+    seam, tissue = surface.osteoid, surface.roi & (surface.classes[MARGIN:-MARGIN, MARGIN:-MARGIN] > 0)
+    values = [np.average(surface.width_um[seam], weights=surface.length_um[seam]) if seam.any() else np.nan, *(direct_thickness(part, surface.pixel_size_um, surface.roi) for part in (tissue, surface.roi & ~tissue))]
+    return dict(zip(DIRECT, map(float, values)))
 
 # %% ../nbs/75_histomorphometry.ipynb #93f30d88
 def label_sums(stretches):
@@ -158,35 +168,52 @@ def check_interval(interval_days):
     return float(interval_days)
 
 # %% ../nbs/75_histomorphometry.ipynb #5ad344cf
-DIRECT = {"O.Th direct (um)": ("seam_width_um", "O.Pm (mm)", NO_OSTEOID), "Tb.Th direct (um)": ("bone_um", "B.Ar (mm2)", "no bone, or nothing but bone, in the analysed part"),
-          "Tb.Sp direct (um)": ("marrow_um", "Ma.Ar (mm2)", "no marrow, or nothing but marrow, in the analysed part")}  # key: width among the notes, what it is weighted by, why there is none
 TISSUE_SETTINGS = ("min_fragment_um2", "max_hole_um2", "min_speck_um2", "min_width_um")
 INDEX_SETTINGS = ("wall_thickness_um", "imputed_mar_um_d")
+PLACE_SETTINGS = {"cell_reach_um": REACH_UM, "bridge_um": BRIDGE_UM, "label_reach_um": LABEL_REACH_UM, "draws": DRAWS, "seed": 0}
 
-def measure_in_full(class_map, domain, pixel_size_um, roi=None, interval_days=None, section="none", **settings):
-    "`(result, stretches, interlabel)`: what `measure_roi` returns, the table of label stretches and the mask (H, W) between doubles."
+class Measured(NamedTuple):
+    "What one ROI gives: `result` of `measure_roi`, table of label stretches, mask (H, W) between doubles, table of annotated cells, and where things lie (quantity -> value, sd, basis, of, reason)."
+    result: dict
+    stretches: pd.DataFrame
+    interlabel: np.ndarray
+    cells: pd.DataFrame
+    places: dict
+
+def measure_in_full(class_map, domain, pixel_size_um, roi=None, interval_days=None, section="none", annotations=None, **settings):
+    "The `Measured` of one ROI; arguments and errors as in `measure_roi`."
     if domain not in CLASS_IDS: raise MeasureError(f"domain is {domain!r}: {nearest_name(domain, CLASS_IDS)}")
     px, interval = check_pixel_size(pixel_size_um), check_interval(interval_days)
     factor = section_factor(section)
     class_map, roi = check_class_map(class_map, CLASS_IDS[domain], roi)
     pick = lambda names: {k: settings.pop(k) for k in names if k in settings}
     tissue_settings, index_settings = pick(TISSUE_SETTINGS), pick(INDEX_SETTINGS)
-    sums, notes = tissue_sums(class_map, roi, px, **tissue_settings)
-    stretches, why = [], "labels are seen in fluorescence only"
+    place_settings = PLACE_SETTINGS | pick(PLACE_SETTINGS)
+    for name in ("cell_reach_um", "bridge_um", "label_reach_um"):
+        if not place_settings[name] > 0: raise MeasureError(f"{name} is {place_settings[name]}: give a length in um, e.g. {PLACE_SETTINGS[name]:g}")
+    reach, bridge, label_reach, draws, seed = place_settings.values()
+    surface, notes = trace_surface(class_map, roi, px, **tissue_settings)
+    sums, stretches, why = tissue_sums(surface), [], "labels are seen in fluorescence only"
     if domain == "fluorescence":
         stretches = trace_labels(class_map, px, roi=roi, **settings)
         why = None if interval or stretches else "no label was seen, and none is known to have been given (no interval)"
     table = stretch_table(stretches, px)
     sums |= label_sums(table) | dict(zip(LABEL_BASE, (sums["B.Pm (mm)"], sums["T.Ar (mm2)"]))) if not why else {k: np.nan for k in LABEL_SUMS + LABEL_BASE}
+    marked, more, said = annotation_sums(annotations, surface, reach, bridge) if annotations else ({}, {}, [])
+    sums |= marked | {base_of(k): sums[ANNOTATED[k][1]] for k in marked}
+    sums["Q.Pm (mm)"] -= marked.get("E.Pm (mm)", 0.0)
     values, reasons, warnings = derive_indices(sums, interval, section, why, **index_settings)
     reasons |= {k: why for k in LABEL_SUMS + LABEL_BASE if why}
-    for key, (name, _, none) in DIRECT.items():
-        values[key] = notes.pop(name) / factor
-        if np.isnan(values[key]): reasons[key] = none
+    for key, width in direct_widths(surface).items():
+        values[key] = width / factor
+        if np.isnan(width): reasons[key] = DIRECT[key][1]
     result = {"domain": domain, "pixel_size_um": px, "interval (d)": interval if interval else np.nan, "section": section, "section factor": factor,
               **sums, **values, "label width (um)": float(np.average(table["width_um"], weights=table["length_um"])) if len(table) else np.nan,
-              **notes, "warnings": warnings, "reasons": reasons}
-    return result, table, fill_stretches(stretches, class_map.shape)
+              **notes, **more, "warnings": warnings + said + on_osteoid(more.get("eroded on osteoid (mm)", 0.0)), "reasons": reasons}
+    places, beside = place_labels(surface, stretches, factor, label_reach, draws, seed) if domain == "fluorescence" else ({}, pd.DataFrame(index=table.index))
+    if domain == "fluorescence" and why: places = {k: {"value": np.nan, "sd": np.nan, "basis": 0.0, "of": "", "reason": why} for k in LABELLED}
+    near, cells = place_cells(surface, annotations, None if why else stretches, reach, draws, seed) if annotations else ({}, pd.DataFrame())
+    return Measured(result, pd.concat([table, beside], axis=1), fill_stretches(stretches, class_map.shape), cells, places | near)
 
 # %% ../nbs/75_histomorphometry.ipynb #a430b29d
 def measure_roi(
@@ -196,10 +223,11 @@ def measure_roi(
     roi=None,            # (H, W) bool: what is analysed; None = the frame
     interval_days=None,  # given = labels were given
     section="none",      # none, isotropic or iliac
-    **settings,          # of `tissue_sums`, `derive_indices` and `trace_labels`
+    annotations=None,    # `Annotations` of the ROI, where somebody annotated
+    **settings,          # of `trace_surface`, `derive_indices` and `trace_labels`, and PLACE_SETTINGS
 ):
     "Dict of primary sums (mm, mm2) and derived indices in ASBMR units; NaN where undefined, with the reason under `reasons`; `MeasureError` (a ValueError) for input that cannot be measured."
-    return measure_in_full(class_map, domain, pixel_size_um, roi, interval_days, section, **settings)[0]
+    return measure_in_full(class_map, domain, pixel_size_um, roi, interval_days, section, annotations, **settings).result
 
 # %% ../nbs/75_histomorphometry.ipynb #50f49a03
 def roi_table(rows):
@@ -220,6 +248,8 @@ def subject_parts(
     why = None if dynamic.any() else "no fluorescence ROI with measured labels"
     labels = {k: k for k in [*LABEL_SUMS, *([FACING] if FACING in table else [])]} | dict(zip(LABEL_BASE, ("B.Pm (mm)", "T.Ar (mm2)")))
     parts = {k: np.where(static, table[k].astype(float), 0.0) for k in TISSUE_SUMS} | {k: np.where(dynamic, table[of].astype(float), 0.0) if not why else np.nan for k, of in labels.items()}
+    for key in (k for k in ANNOTATED if k in table and table[k].notna().any()):
+        parts |= {k: np.where(table[key].notna(), table[of].astype(float), 0.0) for k, of in ((key, key), (base_of(key), ANNOTATED[key][1]), *([("Q.Pm (mm)", "Q.Pm (mm)")] if key == "E.Pm (mm)" else []))}
     return pd.DataFrame(parts), kind, why
 
 def direct_parts(
@@ -227,8 +257,8 @@ def direct_parts(
     kind,   # of section, as in `subject_parts`
 ):
     "Direct thickness -> `(values, weights)` of the ROIs that bear it."
-    found = {key: table[(table["domain"] == kind) & table[key].notna() & (table[by] > 0)] if key in table else table[:0] for key, (_, by, _) in DIRECT.items()}
-    return {key: (rows[key].to_numpy(float), rows[DIRECT[key][1]].to_numpy(float)) if len(rows) else (np.zeros(0), np.zeros(0)) for key, rows in found.items()}
+    found = {key: table[(table["domain"] == kind) & table[key].notna() & (table[by] > 0)] if key in table else table[:0] for key, (by, _) in DIRECT.items()}
+    return {key: (rows[key].to_numpy(float), rows[DIRECT[key][0]].to_numpy(float)) if len(rows) else (np.zeros(0), np.zeros(0)) for key, rows in found.items()}
 
 # %% ../nbs/75_histomorphometry.ipynb #0f8d76b1
 LEAST_TISSUE_MM2 = 30.0  # customary default, editable
@@ -252,7 +282,11 @@ def pool_subject(
     reasons |= {k: why for k in LABEL_SUMS + LABEL_BASE if why}
     for key, (widths, weights) in direct_parts(table, kind).items():
         values[key] = float(np.average(widths, weights=weights)) if len(widths) else np.nan
-        if np.isnan(values[key]): reasons[key] = DIRECT[key][2]
+        if np.isnan(values[key]): reasons[key] = DIRECT[key][1]
+    if "E.Pm (mm)" in sums:
+        marked = table.loc[table["domain"] == kind, "E.Pm (mm)"].notna()
+        if not marked.all(): warnings.append(f"eroded surface was annotated in {marked.sum()} of {len(marked)} {kind} ROIs: ES/BS and QS/BS rest on the annotated ones alone")
+    if "eroded on osteoid (mm)" in table: warnings += on_osteoid(table["eroded on osteoid (mm)"].sum())
     if sums["T.Ar (mm2)"] < least_tissue_mm2: warnings.append(f"only {sums['T.Ar (mm2)']:.2g} mm2 of tissue: below {least_tissue_mm2:g} mm2 values of one subject are rough")
     return {"structure from": kind, **{f"{d} ROIs": int((table["domain"] == d).sum()) for d in CLASS_IDS}, "interval (d)": interval if interval else np.nan,
             "section": section, "section factor": section_factor(section), **sums, **values, "warnings": warnings, "reasons": reasons}
@@ -261,7 +295,7 @@ def pool_subject(
 def names_in_2d(result):
     "A copy of a result with two-dimensional names (O.Wi, B.Pm ...) for all its indices; `MeasureError` when a section factor was used."
     if result.get("section", "none") != "none": raise MeasureError(f"section is {result['section']!r}: two-dimensional names go with section none only")
-    swaps = {"BV/TV": "B.Ar/T.Ar", "Md.V/TV": "Md.Ar/T.Ar", "OV/TV": "O.Ar/T.Ar", "OV/BV": "O.Ar/B.Ar", "OS/BS": "O.Pm/B.Pm", "QS/BS": "Q.Pm/B.Pm", "BS/BV": "B.Pm/B.Ar",
+    swaps = {"BV/TV": "B.Ar/T.Ar", "Md.V/TV": "Md.Ar/T.Ar", "OV/TV": "O.Ar/T.Ar", "OV/BV": "O.Ar/B.Ar", "OS/BS": "O.Pm/B.Pm", "QS/BS": "Q.Pm/B.Pm", "ES/BS": "E.Pm/B.Pm", "Ob.S/BS": "Ob.Pm/B.Pm", "Oc.S/BS": "Oc.Pm/B.Pm", "BS/BV": "B.Pm/B.Ar",
              "BS/TV": "B.Pm/T.Ar", "O.Th": "O.Wi", "Tb.Th": "Tb.Wi", "sLS/BS": "sL.Pm/B.Pm", "dLS/BS": "dL.Pm/B.Pm", "uLS/BS": "uL.Pm/B.Pm", "MS/BS": "M.Pm/B.Pm",
              "MS/OS": "M.Pm/O.Pm", "BFR/BS": "BFR/B.Pm", "BFR/BV": "BFR/B.Ar", "BFR/TV": "BFR/T.Ar"}
     units = {"(mm2/mm3)": "(mm/mm2)", "(um3/um2/yr)": "(um2/um/yr)"}

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from .annotations import read_annotations
 from .entries import SPLITS
 from .files import UserError, progress, read_table
 from .image_formats import check_whole, image_facts
@@ -45,10 +46,13 @@ def inspect_roi(
         notes.extend(("mask", n) for n in said)
     elif roi.mask: notes.append(("mask", "not used: a mask needs the ROI's modality, which says what its ids mean"))
     if roi.polygon and shape: attempt("polygon", lambda: read_polygon(roi.polygon, shape))
+    if roi.annotations and shape and (marked := attempt("annotations", lambda: read_annotations(roi.annotations, shape, manifest.annotated))):
+        notes.append(("annotations", f"marked: {', '.join((*marked.points, *marked.lines)) or 'nothing of a known class'}; what is not among them counts as not annotated"))
+        notes.extend(("annotations", n) for n in marked.notes)
     return *size, notes, problems
 
 # %% ../nbs/13_inventory.ipynb #a4140686
-_COLUMNS = ["roi", "subject", "group", "modality", "split", "image", "mask", "polygon", "pixel_size_um", "height", "width", "interval_days"]
+_COLUMNS = ["roi", "subject", "group", "modality", "split", "image", "mask", "polygon", "annotations", "pixel_size_um", "height", "width", "interval_days"]
 
 def inventory(
     manifest,     # Manifest
@@ -64,7 +68,7 @@ def inventory(
     rows, notes, problems = [], [], []
     for roi, (height, width, said, wrong) in zip(manifest.rois, found):
         rows.append([roi.id, roi.subject, subjects[roi.subject].group, roi.modality or "", given.get(roi.subject, roi.split or ""),
-                     str(roi.image), str(roi.mask or ""), str(roi.polygon or ""), np.nan if roi.pixel_size_um is None else roi.pixel_size_um,
+                     str(roi.image), str(roi.mask or ""), str(roi.polygon or ""), str(roi.annotations or ""), np.nan if roi.pixel_size_um is None else roi.pixel_size_um,
                      height, width, manifest.interval_days(subjects[roi.subject])])
         notes += [(roi.id, field, note) for field, note in said]
         problems += wrong
@@ -99,7 +103,7 @@ def read_rois(
     run,  # run folder
 ):
     "The ROI table of a run as it was written: names stay text, what is open is an empty text."
-    names = ["roi", "subject", "group", "modality", "split", "image", "mask", "polygon"]
+    names = ["roi", "subject", "group", "modality", "split", "image", "mask", "polygon", "annotations"]
     return read_table(Path(run)/"tables/rois.csv", dtype=dict.fromkeys(names, str), keep_default_na=False, na_values={"pixel_size_um": [""], "interval_days": [""]})
 
 # %% ../nbs/13_inventory.ipynb #555e20f2

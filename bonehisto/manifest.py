@@ -71,7 +71,7 @@ def cross_check(
 def _check_files(study, rois, data_root, problems):
     "Resolves every path against the data folder and appends a problem for each file that is missing."
     for roi in rois:
-        for field in ("image", "mask", "polygon"):
+        for field in ("image", "mask", "polygon", "annotations"):
             if not (given := getattr(roi, field)): continue
             path = (data_root/str(given).replace("\\", "/")).absolute(); setattr(roi, field, path)
             if not path.is_file():

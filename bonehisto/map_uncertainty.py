@@ -14,7 +14,7 @@ from scipy import stats
 # %% ../nbs/81_map_uncertainty.ipynb #961b0844
 from .device import cpu_count
 from .files import UserError, progress
-from .histomorphometry import measure_in_full
+from .histomorphometry import measure_roi
 from .images import read_mask, read_polygon, read_probabilities
 from .map_draws import RANGES_UM, area_spread, choose_range, draw_map
 from .measure import pool_subjects
@@ -64,7 +64,7 @@ def _draw_job(job, range_px, section, draws, seed, least_px, settings):
         roi = read_polygon(job["polygon"], p.shape[:2]) if job.get("polygon") else None
         for k in range(draws):
             rng = np.random.default_rng([seed, 81, zlib.crc32(str(job["roi"]).encode()), k])
-            result, _, _ = measure_in_full(draw_map(p, range_px, rng, least_px), job["modality"], job["pixel_size_um"], roi, job["interval_days"] if np.isfinite(job["interval_days"]) else None, section, **settings)
+            result = measure_roi(draw_map(p, range_px, rng, least_px), job["modality"], job["pixel_size_um"], roi, job["interval_days"] if np.isfinite(job["interval_days"]) else None, section, **settings)
             rows.append(kept | {"draw": k, "not measured": ""} | {n: v for n, v in result.items() if n not in ("reasons", "warnings")})
     except UserError as e: return [kept | {"draw": k, "not measured": str(e)} for k in range(draws)]
     return rows

@@ -83,7 +83,7 @@ def _now(): return datetime.now(timezone.utc).isoformat(timespec="seconds")
 
 def _source_files(manifest):
     "Every file of the study that results depend on."
-    return [p for r in manifest.rois for p in (r.image, r.mask, r.polygon) if p]
+    return [p for r in manifest.rois for p in (r.image, r.mask, r.polygon, r.annotations) if p]
 
 # %% ../nbs/95_pipeline.ipynb #537f9ffc
 def plan_run(

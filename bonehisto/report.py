@@ -19,6 +19,7 @@ from .experiment_sections import experiments_section
 from .group_sections import comparison_section, tmv_section
 from .look import group_order, pretty
 from .page import DASH, RunFolder, as_text, canvas, figure, keys, missing, numbered, table, text, warnings
+from .place_sections import places_section
 from .report_sections import embeddings_section, examples_section, inventory_section, pretraining_section, router_section, run_verdict, segmentation_section
 from .result_figures import plot_times
 from .result_sections import groups_section, judged, measures_section, one_interval, truth_section
@@ -121,6 +122,8 @@ CONVENTIONS = (
     ("MS/BS", "(dLS + sLS/2) / BS. Unresolved double labels count as double here and never enter MAR."),
     ("Pooling", "Per subject by ratio of sums over its ROIs, never by the mean of ratios."),
     ("Intervals", "Of a subject: over its ROIs, leaving out one at a time within each kind of section, Student's t with Satterthwaite's degrees of freedom, log or logit scale. Of a group: the same over subjects. ROIs are taken as drawn at random."),
+    ("Annotations", "Cells count for N.Ob/B.Pm and N.Oc/B.Pm within a stated distance of the surface; both keep their 2D name, since no section factor fits a count. Lines are laid down on the traced surface, and the length of that surface counts. Eroded surface on osteoid counts as osteoid only; where ES is known, QS = BS − OS − ES."),
+    ("Labelled osteoid", "A segment of surface is labelled when a label lies under it along its normal and this surface is about the nearest one to that label."),
     ("Plate model", "Tb.Th = 2 BV/BS, Tb.N = (BV/TV) / Tb.Th, Tb.Sp = Tb.Th (TV/BV − 1)."),
     ("Direct widths", "Tb.Th direct and Tb.Sp direct: mean diameter of the largest disc over every point; frame and ROI edge stop no disc, so they read high in fields not much larger than trabeculae. O.Th direct: mean width of the seam along its surface."),
     ("Reference ranges", "Customary figures for adults, iliac cancellous bone; defaults that may be edited. There is no consensus on cuts."))
@@ -159,7 +162,7 @@ def provenance_section(run):
 # %% ../nbs/87_report.ipynb #ab981810
 BANNER = "Research use, no diagnosis."
 SECTIONS = (summary_section, inventory_section, examples_section, pretraining_section, embeddings_section, router_section, segmentation_section,
-            truth_section, measures_section, uncertainty_section, groups_section, comparison_section, tmv_section, agreement_section, experiments_section, assumptions_section, provenance_section)
+            truth_section, measures_section, places_section, uncertainty_section, groups_section, comparison_section, tmv_section, agreement_section, experiments_section, assumptions_section, provenance_section)
 
 def marked_words(text):
     "The text, escaped, with `words in backticks` as code and powers of mm and um raised."

@@ -10,6 +10,7 @@ import json
 import numpy as np
 import pandas as pd
 
+from .cells import ANNOTATED, base_of
 from .look import group_order, pretty
 from .page import DASH, as_text, canvas, decimals, figure, missing, number, table, text
 from .result_figures import REFERENCE, plot_distances, plot_groups, plot_intervals, plot_truth
@@ -48,6 +49,7 @@ def truth_section(run):
 TABLES = {"Primary measurements (2D, never converted)": ("T.Ar (mm2)", "B.Ar (mm2)", "Md.Ar (mm2)", "O.Ar (mm2)", "Ma.Ar (mm2)", "B.Pm (mm)", "Md.Pm (mm)", "O.Pm (mm)", "Q.Pm (mm)", "sL.Pm (mm)", "dL.Pm (mm)", "uL.Pm (mm)", "Ir.L.Ar (mm2)"),
           "Structure": ("BV/TV (%)", "Md.V/TV (%)", "BS/BV (mm2/mm3)", "BS/TV (mm2/mm3)", "Tb.Th (um)", "Tb.Th direct (um)", "Tb.N (1/mm)", "Tb.Sp (um)", "Tb.Sp direct (um)"),
           "Osteoid": ("OV/BV (%)", "OV/TV (%)", "OS/BS (%)", "QS/BS (%)", "O.Th (um)", "O.Th direct (um)"),
+          "Cells and surfaces, over the ROIs in which each was annotated": tuple(c for k, (index, *_) in ANNOTATED.items() for c in (base_of(k), k, index)),
           "Labels and bone formation": ("T.Ar of label sections (mm2)", "B.Pm of label sections (mm)", "sLS/BS (%)", "dLS/BS (%)", "uLS/BS (%)", "MS/BS (%)", "MS/BS dLS only (%)", "MS/BS unresolved as single (%)", "MS/OS (%)", "MAR (um/d)", "Aj.AR (um/d)", "BFR/BS (um3/um2/yr)", "BFR/BV (%/yr)", "BFR/TV (%/yr)", "Omt (d)", "Mlt (d)")}
 BASIS = ("T.Ar (mm2)", "B.Pm (mm)")
 

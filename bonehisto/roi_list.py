@@ -13,7 +13,7 @@ import yaml
 from .files import UserError
 
 # %% ../nbs/08_roi_list.ipynb #bd3cb237
-TEXT_KEYS = {"id", "subject", "group", "name", "colour", "image", "mask", "polygon", "split", "modality", "section"}
+TEXT_KEYS = {"id", "subject", "group", "name", "colour", "image", "mask", "polygon", "annotations", "split", "modality", "section"}
 MAX_NODES = 2_000_000  # a list of 100,000 ROIs has about as many; nested aliases run into it first
 MAX_BYTES = 50_000_000
 
@@ -137,7 +137,7 @@ def fill_names(entry, path, subject=None):
     "A copy of the entry for one image file, placeholders filled; the id defaults to the stem."
     names = {"{stem}": path.stem, "{folder}": path.parent.name} | ({"{subject}": subject} if subject else {})
     filled = {"id": "{stem}"} | ({"subject": subject} if subject else {}) | entry | {"image": str(path)}
-    for key in ("id", "subject", "mask", "polygon"):
+    for key in ("id", "subject", "mask", "polygon", "annotations"):
         for mark, text in names.items():
             if isinstance(filled.get(key), str): filled[key] = filled[key].replace(mark, text)
     return filled

@@ -4,13 +4,16 @@ import pandas as pd
 import yaml
 from PIL import Image
 
+from bonehisto.association import associate, wide_places
 from bonehisto.files import write_json, write_table
 from bonehisto.group_models import mixed_models
 from bonehisto.group_tests import compare_groups
 from bonehisto.heads import HEADS
 from bonehisto.histomorphometry import derive_indices
 from bonehisto.images import write_mask
+from bonehisto.neighbourhood import LABELLED
 from bonehisto.scores import SCORES
+from bonehisto.statistics import summarise_groups
 from bonehisto.tmv import classify_subjects, read_cuts
 from bonehisto.token_pictures import TokenPictures, save_pictures
 
@@ -75,10 +78,12 @@ def make_run(folder, size=320, per_group=4, steps=200, seed=0):
     names = {"brightfield": ("background", "mineralised bone", "osteoid", "tissue mean"), "fluorescence": ("background", "bone", "osteoid", "label", "tissue mean")}
     scores = pd.DataFrame([{"domain": d, "class": c, "score": s, "mean": m, "low": m - .04, "high": min(1, m + .03), "subjects": 3} for d, cs in names.items() for c in cs for s in SCORES for m in [rng.uniform(.78, .96)]])
     summary = [{"group": g, "parameter": p, "n": int(part[p].count()), "undefined": int(part[p].isna().sum()), "mean": part[p].mean(), "low": part[p].mean() - part[p].std(), "high": part[p].mean() + part[p].std(), "rough": True} for g, part in subjects.groupby("group") for p in subjects if p.endswith(")")]
+    places = pd.DataFrame([{"subject": r.subject, "group": r.group, "split": r.split, "quantity": q, "value": rng.uniform(5, 30), "sd": 1.0, "low": np.nan, "high": np.nan, "basis": 1.0, "of": "mm of label", "ROIs": 1, "reason": ""} for r in subjects.itertuples() for q in LABELLED])
     errors = pd.DataFrame([{"source": s, "parameter": p, "n": len(part), "median error (%)": 1.2, "worst error (%)": 4.1, "bias (%)": -.1} for (s, p), part in pd.DataFrame(truth).groupby(["source", "parameter"])])
     intervals = pd.DataFrame([{"subject": r["subject"], "parameter": p, "value": r[p], "low": r[p] * .8, "high": r[p] * 1.2, "brightfield ROIs": 7, "fluorescence ROIs": 7 * (p[0] == "M"), "rough": r["subject"] == "low-01", "note": "only single labels were seen" if np.isnan(r[p]) else ""} for r in subjects.to_dict("records") for p in r if p.endswith(("(%)", "(um)", "/d)", "yr)", "(d)")) and p != "interval (d)"])
     per_roi = pd.concat([subjects.assign(domain="fluorescence", **{"BV/TV (%)": subjects["BV/TV (%)"] * rng.normal(1, .1, len(subjects))}) for _ in range(2)], ignore_index=True)
-    cuts = read_cuts(); compared = {"subject_intervals.csv": intervals, "group_tests.csv": compare_groups(subjects), "mixed_models.csv": mixed_models(per_roi, ["BV/TV (%)", "O.Th (um)"]), "tmv.csv": classify_subjects(subjects, cuts, intervals), "tmv_cuts.csv": cuts}
+    cuts = read_cuts(); compared = {"neighbourhood_subjects.csv": places, "neighbourhood_groups.csv": summarise_groups(wide_places(places), parameters=list(LABELLED)), "neighbourhood_turnover.csv": associate(places, subjects),
+                                         "subject_intervals.csv": intervals, "group_tests.csv": compare_groups(subjects), "mixed_models.csv": mixed_models(per_roi, ["BV/TV (%)", "O.Th (um)"]), "tmv.csv": classify_subjects(subjects, cuts, intervals), "tmv_cuts.csv": cuts}
     for name, table in compared.items(): write_table(t / name, table)
     doubt = pd.DataFrame([(r["subject"], p, r[p], .95 * r[p], 1.05 * r[p], 0., 6) for r in subjects.to_dict("records") for p in ("BV/TV (%)", "O.Th (um)", "MAR (um/d)") if np.isfinite(r[p])], columns=["subject", "parameter", "value", "low", "high", "shift", "draws"])
     grid = pd.DataFrame([(d, p, l, m, m - .02, m + .02, 3, .1, .05, .15, 200) for d in place for p, m in (("ours", .9), ("unet", .8)) for l in ("1", "2", "all")], columns=["domain", "peer", "labels", "mean", "low", "high", "seeds", "difference", "difference_low", "difference_high", "steps"])

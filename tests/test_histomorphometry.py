@@ -145,7 +145,7 @@ def test_turning_a_section_changes_no_parameter_by_more_than_two_percent(angle):
 
 
 def test_the_interlabel_mask_holds_the_interlabel_area():
-    result, stretches, between = measure_in_full(blob(), "fluorescence", 0.5, interval_days=15)
+    result, stretches, between, *_ = measure_in_full(blob(), "fluorescence", 0.5, interval_days=15)
     assert between.sum() * 0.25e-6 == pytest.approx(result["Ir.L.Ar (mm2)"], rel=0.01)
     assert result["dL.Pm (mm)"] * 1e3 == pytest.approx(stretches[stretches.kind == "double"].length_um.sum())
 

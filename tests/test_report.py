@@ -13,6 +13,7 @@ from bonehisto import page as page_parts
 from bonehisto.files import read_json, read_table, write_json, write_table
 from bonehisto.page import RunFolder
 from bonehisto.overlays import overlay
+from bonehisto.place_sections import places_section
 from bonehisto.report import SECTIONS, run_warnings, write_report
 from bonehisto.report_sections import pretraining_section, roi_pictures, run_verdict
 from bonehisto.result_sections import measures_section
@@ -79,6 +80,21 @@ def test_an_undefined_number_is_a_dash_with_its_reason(run):
     assert cell["text"] == "–" and cell["title"] == blocks[0]["reasons"][0] == "only single labels were seen"
 
 
+def test_places_are_drawn_and_told_by_group_with_their_correlation(run):
+    blocks = places_section(RunFolder(run))["blocks"]; columns = [c["name"] for c in blocks[-1]["columns"]]
+    assert [b["kind"] for b in blocks] == ["text", "figure", "table"] and columns == ["quantity", "low", "normal", "high", "ρ with BFR/BS"] and len(blocks[-1]["rows"]) == 9
+    assert "nothing is corrected" in blocks[-1]["caption"] and (run / "figures/places.png").exists()
+
+
+def test_places_without_groups_labels_or_correlations_still_make_a_section(bare):
+    t = read_table(bare / "tables/neighbourhood_subjects.csv")
+    write_table(bare / "tables/neighbourhood_subjects.csv", t[t["quantity"] == "label depth (um)"].assign(group=np.nan, quantity="osteoblast to surface (um)"))
+    for name in ("groups", "turnover"): (bare / f"tables/neighbourhood_{name}.csv").unlink()
+    assert [b["kind"] for b in places_section(RunFolder(bare))["blocks"]] == ["text", "figure", "table"]
+    write_table(bare / "tables/neighbourhood_subjects.csv", t.assign(value=np.nan, reason="no label was seen"))
+    block = places_section(RunFolder(bare))["blocks"][0]; assert block["kind"] == "missing" and "no label was seen" in block["text"]
+
+
 def test_every_ratio_stands_beside_tissue_area_and_bone_perimeter(run):
     tables = [b for b in measures_section(RunFolder(run))["blocks"] if b["kind"] == "table"]
     assert all({"T.Ar", "B.Pm"} <= {c["name"] for c in b["columns"]} for b in tables)
@@ -110,7 +126,7 @@ def test_each_missing_table_leaves_a_sentence_and_no_crash(bare):
     names = sorted(p.name for p in (bare / "tables").iterdir())
     for name in names: (bare / "tables" / name).rename(bare / name)
     page = write_report(bare).read_text(encoding="utf-8")
-    for name in ("rois.csv", "pretrain_log.csv", "embeddings.parquet", "router_scores.csv", "router_confusion.csv", "hard_cases.csv", "heads_log.csv", "head_scores.csv", "roi_segmentation.csv", "truth_comparison.csv", "subject_parameters.csv", "roi_parameters.csv"):
+    for name in ("rois.csv", "pretrain_log.csv", "embeddings.parquet", "router_scores.csv", "router_confusion.csv", "hard_cases.csv", "heads_log.csv", "head_scores.csv", "roi_segmentation.csv", "truth_comparison.csv", "subject_parameters.csv", "roi_parameters.csv", "neighbourhood_subjects.csv"):
         assert f"There is no {name}: the step <code>" in page, name
 
 
