@@ -183,7 +183,7 @@ def depth_under(
     "Thickness in px of the layer of `covered` that begins under each point, (n,); 0 where there is none."
     depth = np.arange(step_px / 2, reach_px, step_px)
     at = middle[:, None] + inward[:, None] * depth[None, :, None] + margin
-    seen = ndimage.map_coordinates(covered.astype(np.float32), at.reshape(-1, 2).T, order=1, mode="nearest").reshape(at.shape[:2]) > 0.5
+    seen = ndimage.map_coordinates(covered, at.reshape(-1, 2).T, output=np.float32, order=1, mode="nearest").reshape(at.shape[:2]) > 0.5
     start = np.where(seen.any(1), seen.argmax(1), len(depth))
     gone = ~seen & (np.arange(len(depth)) > start[:, None])
     end = np.where(gone.any(1), gone.argmax(1), len(depth))

@@ -211,17 +211,17 @@ def find_midlines(
     mask |= small_pieces(~mask, 0.25 * min_area_um2 / px ** 2, connect=1)[0]
     if not mask.any(): return []
     smooth = ndimage.gaussian_filter(mask.astype(np.float32), 0.7)
-    paths, inner = [], ndimage.distance_transform_edt(mask)
+    paths, reach = [], widest_um / px / 2
     for pixels, free, closed in skeleton_paths(prune_spurs(thin_out(mask), spur_um / px)):
         points = pixels.astype(float)
         if closed: paths.append((points, True)); continue
         if len(points) < 3: continue
-        half = np.median(inner[tuple(pixels.T)])
+        half = np.nan_to_num(np.nanmedian(across(smooth, points, directions(points, False), reach)[1])) / 2
         for k in (0, 1):
-            if free[k]: points = reach_tip(points if k else points[::-1], smooth, widest_um / px / 2, 6 / px, half)[::1 if k else -1]
+            if free[k]: points = reach_tip(points if k else points[::-1], smooth, reach, 6 / px, half)[::1 if k else -1]
         paths.append((points, False))
     lines = [p for p in paths if p[1]] + join_broken([p for p, closed in paths if not closed], gap_um / px + 1)
-    lines = [settle_line(p, closed, smooth, widest_um / px / 2, smooth_um / px) for p, closed in lines]
+    lines = [settle_line(p, closed, smooth, reach, smooth_um / px) for p, closed in lines]
     ends = [np.minimum(np.arange(n), np.arange(n)[::-1]) + 1 for n in roi.shape]
     edge = np.minimum.outer(*ends) if roi.all() else ndimage.distance_transform_edt(np.pad(roi, 1))[1:-1, 1:-1]
     found = [m for line in lines for m in cut_line(*line, roi, edge, px)]
