@@ -3,7 +3,7 @@
 # %% auto #0
 __all__ = ['MARGIN', 'MeasureError', 'check_pixel_size', 'check_class_map', 'extend_classes', 'clip_polyline', 'smooth_polyline',
            'trace_boundary', 'length_px', 'perimeter_um', 'small_pieces', 'tidy_tissue', 'segment_frames',
-           'depth_under', 'settle_runs', 'seam_along', 'osteoid_surface']
+           'depth_under', 'settle_runs', 'seam_along']
 
 # %% ../nbs/67_boundaries.ipynb #a5d30400
 import numpy as np
@@ -102,7 +102,7 @@ def trace_boundary(
     if not mask.any() or mask.all(): return []
     lines = find_contours(ndimage.gaussian_filter(mask.astype(np.float32), sigma_px, mode="nearest"), 0.5)
     margin = (mask.shape[0] - roi.shape[0]) // 2
-    return [p for line in lines for p in clip_polyline(smooth_polyline(line) - margin, roi)]
+    return [p for line in lines for p in clip_polyline(np.round(smooth_polyline(line) - margin, 3), roi)]  # a thousandth of a pixel: what a file can hold is what is measured
 
 # %% ../nbs/67_boundaries.ipynb #ccf4b738
 def length_px(
@@ -226,9 +226,3 @@ def seam_along(
     width[width > 5] = depth_under(osteoid, middle[width > 5], normal[width > 5], reach)
     width, length = width * pixel_size_um, length * pixel_size_um
     return settle_runs(width >= min_width_um, length, min_run_um, np.array_equal(points[0], points[-1])), width, length
-
-def osteoid_surface(lines, osteoid, pixel_size_um, **settings):
-    "`(osteoid_um, width_um)` over several lines: length of the surface that osteoid lies under, and the seam's mean width along it, weighted by length; settings of `seam_along`."
-    seams = [seam_along(p, osteoid, pixel_size_um, **settings) for p in lines]
-    total = sum(length[under].sum() for under, _, length in seams)
-    return float(total), float(sum((width * length)[under].sum() for under, width, length in seams) / total) if total else float("nan")

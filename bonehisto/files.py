@@ -62,9 +62,10 @@ def _plain(value):
     if isinstance(value, Path): return str(value)
     raise TypeError(f"cannot write {type(value).__name__} as JSON")
 
-def write_json(path, value):
-    "Write `value` as JSON, whole or not at all; returns the path."
-    with atomic_path(path) as tmp: tmp.write_text(json.dumps(value, indent=1, default=_plain))
+def write_json(path, value, dense=False):
+    "Write `value` as JSON, whole or not at all, on one line where `dense`; returns the path."
+    layout = dict(separators=(",", ":")) if dense else dict(indent=1)
+    with atomic_path(path) as tmp: tmp.write_text(json.dumps(value, default=_plain, **layout))
     return Path(path)
 
 def read_json(path):

@@ -15,13 +15,14 @@ import numpy as np
 import pandas as pd
 
 # %% ../nbs/75_histomorphometry.ipynb #40376062
-from .boundaries import MARGIN, MeasureError, check_class_map, check_pixel_size, length_px, trace_boundary
+from .boundaries import MeasureError, check_class_map, check_pixel_size, length_px
 from .cells import ANNOTATED, BRIDGE_UM, REACH_UM, annotation_sums, base_of, on_osteoid
 from .files import nearest_name
 from .labels import fill_stretches, stretch_table, trace_labels
 from .neighbourhood import DRAWS, LABEL_REACH_UM, LABELLED, place_cells, place_labels
 from .surface import trace_surface
 from .thickness import direct_thickness
+from .traces import Traces
 
 # %% ../nbs/75_histomorphometry.ipynb #89b03516
 CLASS_IDS = {"brightfield": (0, 1, 2), "fluorescence": (0, 1, 2, 3)}  # background, bone, osteoid, label
@@ -135,11 +136,11 @@ def derive_indices(
 def tissue_sums(surface):
     "Primary areas (mm2) and lengths (mm) of the tissue of a `Surface`, without frame and ROI edge."
     mm, mm2 = surface.pixel_size_um / 1e3, (surface.pixel_size_um / 1e3) ** 2
-    inside = surface.classes[MARGIN:-MARGIN, MARGIN:-MARGIN][surface.roi]
+    inside = surface.inside[surface.roi]
     total, mineral, osteoid = inside.size * mm2, (inside == 1).sum() * mm2, (inside == 2).sum() * mm2
     perimeter, covered = surface.length_um.sum() / 1e3, surface.length_um[surface.osteoid].sum() / 1e3
     values = [total, mineral + osteoid, mineral, osteoid, total - mineral - osteoid, perimeter, covered,
-              length_px(trace_boundary(surface.classes == 1, surface.roi)) * mm, perimeter - covered]
+              length_px(surface.mineral) * mm, perimeter - covered]
     return dict(zip(TISSUE_SUMS, map(float, values)))
 
 # %% ../nbs/75_histomorphometry.ipynb #d1ec7a02
@@ -148,7 +149,7 @@ DIRECT = {"O.Th direct (um)": ("O.Pm (mm)", NO_OSTEOID), "Tb.Th direct (um)": ("
 
 def direct_widths(surface):
     "Widths in the plane (um) of a `Surface`: of the seam along its surface, of bone and marrow by the largest discs; NaN where there is none."
-    seam, tissue = surface.osteoid, surface.roi & (surface.classes[MARGIN:-MARGIN, MARGIN:-MARGIN] > 0)
+    seam, tissue = surface.osteoid, surface.tissue
     values = [np.average(surface.width_um[seam], weights=surface.length_um[seam]) if seam.any() else np.nan, *(direct_thickness(part, surface.pixel_size_um, surface.roi) for part in (tissue, surface.roi & ~tissue))]
     return dict(zip(DIRECT, map(float, values)))
 
@@ -173,12 +174,13 @@ INDEX_SETTINGS = ("wall_thickness_um", "imputed_mar_um_d")
 PLACE_SETTINGS = {"cell_reach_um": REACH_UM, "bridge_um": BRIDGE_UM, "label_reach_um": LABEL_REACH_UM, "draws": DRAWS, "seed": 0}
 
 class Measured(NamedTuple):
-    "What one ROI gives: `result` of `measure_roi`, table of label stretches, mask (H, W) between doubles, table of annotated cells, and where things lie (quantity -> value, sd, basis, of, reason)."
+    "What one ROI gives: `result` of `measure_roi`, table of label stretches, mask (H, W) between doubles, table of annotated cells, where things lie (quantity -> value, sd, basis, of, reason), and the `Traces` that the lengths were summed over."
     result: dict
     stretches: pd.DataFrame
     interlabel: np.ndarray
     cells: pd.DataFrame
     places: dict
+    traces: Traces
 
 def measure_in_full(class_map, domain, pixel_size_um, roi=None, interval_days=None, section="none", annotations=None, **settings):
     "The `Measured` of one ROI; arguments and errors as in `measure_roi`."
@@ -213,7 +215,7 @@ def measure_in_full(class_map, domain, pixel_size_um, roi=None, interval_days=No
     places, beside = place_labels(surface, stretches, factor, label_reach, draws, seed) if domain == "fluorescence" else ({}, pd.DataFrame(index=table.index))
     if domain == "fluorescence" and why: places = {k: {"value": np.nan, "sd": np.nan, "basis": 0.0, "of": "", "reason": why} for k in LABELLED}
     near, cells = place_cells(surface, annotations, None if why else stretches, reach, draws, seed) if annotations else ({}, pd.DataFrame())
-    return Measured(result, pd.concat([table, beside], axis=1), fill_stretches(stretches, class_map.shape), cells, places | near)
+    return Measured(result, pd.concat([table, beside], axis=1), fill_stretches(stretches, class_map.shape), cells, places | near, Traces(surface, class_map, stretches))
 
 # %% ../nbs/75_histomorphometry.ipynb #a430b29d
 def measure_roi(

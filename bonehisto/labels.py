@@ -27,6 +27,10 @@ class Stretch:
     depth_um: tuple = (np.nan, np.nan)
     lines: tuple = ()
     cut: bool = False
+    facing: tuple = (0, 0)  # first and past last point of a double where the distance was taken: beyond them one line overhangs
+
+    def __post_init__(self):  # a thousandth of a pixel: what a file can hold is what is measured
+        self.near, self.far = np.round(self.near, 3), None if self.far is None else np.round(self.far, 3)
 
     def length_px(self):
         "Length of the midline; of a double the mean of both."
@@ -72,6 +76,7 @@ def add_overhangs(v, doubles, owner, roi, overhang):
             p = more.get(side, line[[end]])
             p = p[np.rint(np.linspace(0, len(p) - 1, count)).astype(int)]
             doubles[k][side] = np.concatenate([line, p]) if end == -1 else np.concatenate([p[::-1], line])
+        if end == 0: doubles[k]["lead"] = count
     return rest
 
 def overhang_of(v, tail, doubles, owner, roi, overhang):
@@ -99,9 +104,9 @@ def order_double(d, tissue, px, midlines):
     weight = sum((p + np.r_[p[1:], 0]) / 2 for p in pieces)  # each vertex weighs what it stands for on both lines
     mean = float(np.average(d["distance"], weights=weight))
     sd = float(np.sqrt(np.average((d["distance"] - mean) ** 2, weights=weight)))
-    sides, lines = [d["near"], d["far"]], d["lines"]
+    sides, lines, lead = [d["near"], d["far"]], d["lines"], d.get("lead", 0)
     if depth[0] > depth[1]: sides, depth, lines = sides[::-1], depth[::-1], lines[::-1]
-    return Stretch("double", *sides, (mean * px, sd * px), d["width"], (depth[0], depth[0] + mean * px), lines, any(midlines[k].cut for k in lines))
+    return Stretch("double", *sides, (mean * px, sd * px), d["width"], (depth[0], depth[0] + mean * px), lines, any(midlines[k].cut for k in lines), (lead, lead + len(a)))
 
 # %% ../nbs/70_labels.ipynb #bc077dc0
 def alone(v, part, kind, tissue, px, midlines):
@@ -181,7 +186,7 @@ def fill_stretches(stretches, shape):
     for s in stretches:
         if s.far is None: continue
         for k in range(0, len(s.near) - 1, 24):  # in pieces, so that a ring is no outline of its canal
-            outline = np.concatenate([s.near[k:k + 25], s.far[k:k + 25][::-1]])
+            outline = np.concatenate([s.near[k:k + 25], s.far[k:k + 25][::-1]]) + 5e-4  # half a step of the vertices: no pixel's centre lies on the line
             low = np.maximum(np.floor(outline.min(0)).astype(int), 0); high = np.minimum(np.ceil(outline.max(0)).astype(int) + 1, shape)
             if (high > low).all(): filled[low[0]:high[0], low[1]:high[1]] |= polygon2mask(tuple(high - low), outline - low)
     return filled

@@ -20,6 +20,7 @@ from .images import image_size, read_mask, read_polygon, write_mask
 from .entries import DEFAULT_CLASSES
 from .manifest import load_manifest
 from .neighbourhood import PLACES, place_table, pool_places
+from .traces import write_marks
 
 # %% ../nbs/78_measure.ipynb #b9ead098
 def why_not(
@@ -41,6 +42,7 @@ def measure_job(
     kind,         # "classes" or "instances"
     section,      # none, isotropic, iliac
     interlabel=None,  # where to write the interlabel mask of a fluorescence ROI
+    marks=None,       # where to write the lines that were measured, GeoJSON
     settings=None,    # of `measure_roi`
     annotated=(),     # classes that were looked for in every annotation file
 ):
@@ -54,9 +56,10 @@ def measure_job(
         roi = read_polygon(job["polygon"], class_map.shape) if job.get("polygon") else None
         marked = read_annotations(job["annotations"], class_map.shape, annotated) if job.get("annotations") else None
         interval = job["interval_days"] if np.isfinite(job["interval_days"]) else None
-        result, stretches, between, cells, places = measure_in_full(class_map, job["modality"], job["pixel_size_um"], roi, interval, section, marked, **(settings or {}))
+        result, stretches, between, cells, places, traces = measure_in_full(class_map, job["modality"], job["pixel_size_um"], roi, interval, section, marked, **(settings or {}))
     except UserError as e: return row | {"not measured": str(e)}, *nothing
     if interlabel and job["modality"] == "fluorescence": write_mask(interlabel, between, job["pixel_size_um"])
+    if marks: write_marks(marks, traces, job["roi"])
     texts = {k: json.dumps(result.pop(k), ensure_ascii=False) for k in ("reasons", "warnings")}
     stretches = stretches.drop(columns=[c for c in stretches if stretches[c].dtype == object and c != "kind" and c != "order"], errors="ignore")
     who = {k: job[k] for k in ("roi", "subject", "group", "split")}
@@ -67,6 +70,7 @@ def measure_rois(
     rois,          # table of jobs
     manifest,      # Manifest: classes, masks, section, annotated
     interlabel=None,  # folder for interlabel masks
+    marks=None,    # folder for the lines that were measured
     kind=None,     # "classes" or "instances"; None: as the manifest says
     workers=None,  # processes; None takes every core
     **settings,    # of `measure_roi`
@@ -75,7 +79,7 @@ def measure_rois(
     jobs = rois.to_dict("records")
     tables = {d: manifest.class_table(d) for d in DEFAULT_CLASSES}
     calls = [delayed(measure_job)(j, tables.get(j["modality"], []), kind or manifest.masks, manifest.section,
-                                  Path(interlabel) / f"{j['roi']}_interlabel.png" if interlabel else None, settings, manifest.annotated) for j in jobs]
+                                  Path(interlabel) / f"{j['roi']}_interlabel.png" if interlabel else None, Path(marks) / f"{j['roi']}.geojson" if marks else None, settings, manifest.annotated) for j in jobs]
     found = list(progress(Parallel(n_jobs=workers or cpu_count(), return_as="generator")(calls), "measuring ROIs", total=len(calls)))
     parts = [[f[k] for f in found if len(f[k])] for k in (1, 2, 3)]
     empty = (STRETCHES, [*WHO, "cell"], [*WHO, "modality", *PLACES])
@@ -146,7 +150,7 @@ SHOWN = ["BV/TV (%)", "OV/BV (%)", "OS/BS (%)", "O.Th (um)", "MAR (um/d)", "MS/B
 def measure_files(
     masks,     # class map files named after their ROIs
     manifest,  # path of the manifest
-    out,       # folder for the tables and interlabel masks
+    out,       # folder for the tables, interlabel masks and measured lines
 ):
     "Measure class maps and write ROI, subject and label tables; the text that says what was found."
     study = load_manifest(manifest)
@@ -155,7 +159,7 @@ def measure_files(
     if out.is_file(): raise UserError(f"{out} is a file: give a folder for the tables")
     refused = [r for j in jobs.to_dict("records") if (r := _refusal(j, study))]
     if refused: raise UserError(*refused)
-    rows, stretches, cells, places = measure_rois(jobs, study, interlabel=out, kind="classes")
+    rows, stretches, cells, places = measure_rois(jobs, study, interlabel=out, marks=out, kind="classes")
     subjects, tables = pool_subjects(rows, study.section), [("cells", cells)] if len(cells) else []
     tables += [("roi_parameters", rows), ("subject_parameters", subjects), ("label_stretches", stretches), ("neighbourhood_rois", places), ("neighbourhood_subjects", pool_places(places))]
     for name, table in tables: write_table(out / f"{name}.csv", table)

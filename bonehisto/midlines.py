@@ -216,7 +216,7 @@ def find_midlines(
         points = pixels.astype(float)
         if closed: paths.append((points, True)); continue
         if len(points) < 3: continue
-        half = np.nan_to_num(np.nanmedian(across(smooth, points, directions(points, False), reach)[1])) / 2
+        half = np.nan_to_num(np.nanmedian(across(smooth, points, directions(points, False), reach)[1])) / 2 + 0.5  # out to the first pixel beside the line
         for k in (0, 1):
             if free[k]: points = reach_tip(points if k else points[::-1], smooth, reach, 6 / px, half)[::1 if k else -1]
         paths.append((points, False))

@@ -100,7 +100,7 @@ def plan_run(
             "compare": data_digest([parameters["compare"]["cuts"]], run / "log" / "cuts_digest.json") if parameters["compare"]["cuts"] else "",
             "report": data_digest(sorted(p for s in EXTRAS for g in s.writes for p in run.glob(g) if p.suffix == ".csv"), run / "log" / "extras_digest.json")}
     for step in STEPS:
-        keys[step.name] = step_key(parameters[step.name], code_digest(notebook_path(step), package, drawings=step.name == "report"), [keys[n] for n in step.needs], data.get(step.name, ""))
+        keys[step.name] = step_key(parameters[step.name], code_digest(notebook_path(step), package, drawings=step.name in ("audit", "report")), [keys[n] for n in step.needs], data.get(step.name, ""))
         last = record.get(step.name, {})
         stands = last.get("state") == "done" and last.get("key") == keys[step.name] and outputs_stand(run, last.get("outputs", {}))
         plan.append((step, keys[step.name], stands))

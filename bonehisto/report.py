@@ -2,7 +2,7 @@
 
 # %% auto #0
 __all__ = ['CONVENTIONS', 'SECTION', 'BANNER', 'SECTIONS', 'run_warnings', 'summary_section', 'assumptions_section',
-           'provenance_section', 'marked_words', 'write_report']
+           'provenance_section', 'marked_words', 'write_page', 'write_report']
 
 # %% ../nbs/87_report.ipynb #7eccfdca
 import json, re
@@ -169,6 +169,16 @@ def marked_words(text):
     raised = re.sub(r"\bmm([23])\b", lambda m: "mm" + "²³"[int(m[1]) - 2], str(escape(text)))
     return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", raised))
 
+def write_page(
+    path,      # .html
+    **values,  # title, meta, sections, foot, and perhaps `back`: address of the page it hangs on
+):
+    "Write a page of numbered sections, whole or not at all; returns the path."
+    environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True); environment.filters["words"] = marked_words
+    template = environment.from_string(package_files("bonehisto").joinpath("templates/report.html").read_text(encoding="utf-8"))
+    with atomic_path(path) as tmp: tmp.write_text(template.render(banner=BANNER, **values), encoding="utf-8")
+    return path
+
 def write_report(
     run,  # run folder
 ):
@@ -176,10 +186,6 @@ def write_report(
     folder = RunFolder(run)
     sections = numbered([section(folder) for section in SECTIONS])
     name = str(folder.record.get("name") or folder.path.resolve().name)
-    environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True); environment.filters["words"] = marked_words
-    template = environment.from_string(package_files("bonehisto").joinpath("templates/report.html").read_text(encoding="utf-8"))
     meta = " · ".join(x for x in (f"run {name}", f"profile {folder.record['profile']}" if folder.record.get("profile") else "", str(folder.record.get("created", "")).replace("T", " ").replace("+00:00", " UTC")) if x)
     study = folder.study.get("name")
-    page = template.render(title=f"Bone histomorphometry: {study or name}", banner=BANNER, meta=meta, sections=sections, foot=f"Written by bonehisto from the files of run {name}.")
-    with atomic_path(folder.path / "report.html") as tmp: tmp.write_text(page, encoding="utf-8")
-    return folder.path / "report.html"
+    return write_page(folder.path / "report.html", title=f"Bone histomorphometry: {study or name}", meta=meta, sections=sections, foot=f"Written by bonehisto from the files of run {name}.")

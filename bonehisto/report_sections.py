@@ -86,7 +86,8 @@ def inventory_section(run):
     split = split.reindex(columns=[c for c in ("train", "val", "test") if c in split] + [c for c in split if c not in ("train", "val", "test")])
     blocks.append(table(split.reset_index(), "Subjects per split. A subject is in one split only; early stopping and calibration use val, every score below is from test."))
     show = [c for c in ("roi", "subject", "group", "modality", "split", "width", "height", "pixel_size_um", "interval_days", "mask") if c in r]
-    blocks.append(table(r[show].assign(mask=np.where(r["mask"], "yes", "no")), "Every ROI."))
+    links = {(i, "roi"): run.audit(f"{name}.jpg") for i, name in enumerate(as_text(r["roi"]))}
+    blocks.append(table(r[show].assign(mask=np.where(r["mask"], "yes", "no")), "Every ROI." + (" A name leads to the picture on which its measured lengths are drawn." if any(links.values()) else ""), links=links))
     return {"id": "data", "title": "Data", "blocks": blocks}
 
 def _span(values):

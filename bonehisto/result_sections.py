@@ -12,7 +12,7 @@ import pandas as pd
 
 from .cells import ANNOTATED, base_of
 from .look import group_order, pretty
-from .page import DASH, as_text, canvas, decimals, figure, missing, number, table, text
+from .page import DASH, as_text, canvas, decimals, figure, missing, number, subject_page, table, text
 from .result_figures import REFERENCE, plot_distances, plot_groups, plot_intervals, plot_truth
 
 # %% ../nbs/86_result_sections.ipynb #254fba7f
@@ -109,12 +109,14 @@ def measures_section(run):
     if not any(c in s and s[c].notna().any() for columns in TABLES.values() for c in columns):
         why = sorted(set(s.get("not measured", pd.Series(dtype=str)).dropna().astype(str)) - {""})
         blocks.append(missing("No subject could be measured" + (f": {'; '.join(why)}." if why else "."))); return made
-    blocks.append(text("Pooled over a subject's ROIs by ratio of sums, measured on the predicted class maps. Names follow ASBMR (Dempster 2013). A dash is undefined, with the reason below the table; it is never zero."))
+    links = {(i, "subject"): run.audit(subject_page(name)) for i, name in enumerate(as_text(s["subject"]))}
+    blocks.append(text("Pooled over a subject's ROIs by ratio of sums, measured on the predicted class maps. Names follow ASBMR (Dempster 2013). A dash is undefined, with the reason below the table; it is never zero."
+                       + (" A subject's name leads to its ROIs and to the pictures on which every measured length is drawn." if any(links.values()) else "")))
     blocks += interval_blocks(run, s)
     for title, columns in TABLES.items():
         have = [c for c in columns if c in s and (s[c].notna().any() or any(k == c for _, k in reasons))]
         basis = [c for c in BASIS if c in s and c not in have]; more = [c for c in ("structure from", "brightfield ROIs", "fluorescence ROIs", "interval (d)") if c in s] if title.startswith("Primary") else []
-        if have: blocks.append(table(s[who + more + basis + have], f"{title}, per subject.", reasons=reasons))
+        if have: blocks.append(table(s[who + more + basis + have], f"{title}, per subject.", reasons=reasons, links=links))
     given = run.table("subject_parameters_masks.csv", "summarise")
     if given is not None:
         have = [c for c in (*BASIS, *REFERENCE) if c in given and given[c].notna().any()]

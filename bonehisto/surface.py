@@ -35,6 +35,27 @@ class Surface:
     @cached_property
     def tree(self): return cKDTree(self.middle)
 
+    @property
+    def inside(self): return self.classes[MARGIN:-MARGIN, MARGIN:-MARGIN]
+
+    @property
+    def tissue(self): return self.roi & (self.inside > 0)
+
+    @cached_property
+    def mineral(self):
+        "Surface of the mineralised bone, list of (n, 2) px."
+        return trace_boundary(self.classes == 1, self.roi)
+
+    @property
+    def foot(self):
+        "Where the seam under each segment ends, (n, 2) px."
+        return self.middle + self.inward * (self.width_um / self.pixel_size_um)[:, None]
+
+    def points(self, run):
+        "The line (n + 1, 2) px along connected segments (n,), as `runs` and `between` give them."
+        half = self.along[run] * (self.length_um[run] / self.pixel_size_um / 2)[:, None]
+        return np.concatenate([self.middle[run] - half, self.middle[run[-1:]] + half[-1:]])
+
     def nearest(self, points):
         "`(distance um, segment)` of the surface nearest to each of `points` (n, 2) px; infinite and -1 where there is no surface."
         if not len(self.middle) or not len(points): return np.full(len(points), np.inf), np.full(len(points), -1)

@@ -3,8 +3,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from bonehisto.boundaries import (MARGIN, MeasureError, check_class_map, check_pixel_size, extend_classes, length_px, osteoid_surface,
-                                  perimeter_um, settle_runs, tidy_tissue, trace_boundary)
+from bonehisto.boundaries import (MARGIN, MeasureError, check_class_map, check_pixel_size, extend_classes, length_px, perimeter_um,
+                                  seam_along, settle_runs, tidy_tissue, trace_boundary)
 from bonehisto.files import UserError
 
 ROWS, COLS = np.mgrid[:420, :420].astype(float)
@@ -82,6 +82,12 @@ def test_a_small_piece_at_the_frame_or_roi_edge_is_kept_for_only_part_of_it_is_s
     assert counts["fragments"] == 0 and tidy.sum() == piece.sum()
 
 
+def seams(lines, osteoid, px):
+    "Length of the surface that osteoid lies under, and the seam's mean width along it."
+    under, width, length = (np.concatenate(x) for x in zip(*(seam_along(p, osteoid, px) for p in lines)))
+    return length[under].sum(), np.average(width[under], weights=length[under]) if under.any() else np.nan
+
+
 @pytest.mark.parametrize("px", [0.5, 1.0])
 @pytest.mark.parametrize("width_um", [4.0, 9.0, 25.0])
 def test_osteoid_surface_and_width_of_a_seam_on_a_disc(px, width_um):
@@ -89,7 +95,7 @@ def test_osteoid_surface_and_width_of_a_seam_on_a_disc(px, width_um):
     r, radius = np.hypot(y, x), 190 * px
     bone, seam = r <= radius, (r <= radius) & (r > radius - width_um) & (np.abs(np.arctan2(y, x)) < 1.0)
     lines = trace_boundary(extend_classes(bone, np.ones_like(bone)), np.ones_like(bone))
-    covered, width = osteoid_surface(lines, np.pad(seam, MARGIN), px)
+    covered, width = seams(lines, np.pad(seam, MARGIN), px)
     assert covered == pytest.approx(2 * radius, rel=0.03, abs=2)
     assert width == pytest.approx(width_um, rel=0.05)
 
@@ -98,7 +104,7 @@ def test_osteoid_deep_in_the_bone_or_out_in_the_marrow_covers_no_surface():
     bone = np.hypot(ROWS - 210, COLS - 210) <= 150
     lines = trace_boundary(extend_classes(bone, np.ones_like(bone)), np.ones_like(bone))
     buried = np.hypot(ROWS - 210, COLS - 210) <= 120
-    assert osteoid_surface(lines, np.pad(buried, MARGIN), 1.0)[0] == 0
+    assert seams(lines, np.pad(buried, MARGIN), 1.0)[0] == 0
 
 
 def test_short_runs_give_way_to_their_neighbours_but_the_ends_stay():

@@ -1,10 +1,12 @@
 """The whole way through papermill on a small drawn study: it ends, resumes, re-runs what a change touches, and keeps what is finished."""
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
+from urllib.parse import unquote
 
 import pandas as pd
 import pytest
@@ -65,6 +67,18 @@ def test_a_map_is_as_large_as_its_image(finished):
         assert image_size(finished / f"masks/{roi}.png") == image_size(rois.set_index("roi").image[roi])
 
 
+def test_every_measured_roi_has_its_picture_and_no_link_of_the_pages_is_dead(finished):
+    rows, subjects = (pd.read_csv(finished / f"tables/{name}_parameters.csv", dtype={"not measured": str}, keep_default_na=False) for name in ("roi", "subject"))
+    measured = set(rows.loc[rows["not measured"] == "", "roi"])
+    assert {p.stem for p in (finished / "audit").glob("*.jpg")} == measured == {p.stem for p in (finished / "audit").glob("*.geojson")}
+    pages = [finished / "report.html", *(finished / "audit").glob("*.html")]
+    assert len(pages) == 1 + len(subjects)
+    for page in pages:
+        links = {unquote(a.partition("#")[0]) for a in re.findall(r'(?:href|src)="([^"#][^"]*)"', page.read_text()) if not a.startswith("data:image/")}
+        assert links and all((page.parent / a).is_file() for a in links), page.name
+    assert all(f'href="audit/{s}.html"' in pages[0].read_text() for s in subjects["subject"])
+
+
 def test_the_same_command_again_does_nothing_and_says_so(study, finished):
     before = states(finished)
     ok, said = small_run(study, finished)
@@ -79,7 +93,7 @@ def test_a_changed_parameter_reruns_its_step_and_those_after_it(study, finished,
     ok, said = small_run(study, run, "summarise.confidence=0.9")
     assert ok, said
     changed = {n for n, s in states(run).items() if s != before[n]}
-    assert changed == {"summarise", "compare", "report"}
+    assert changed == {"summarise", "compare", "audit", "report"}
 
 
 def test_an_experiment_in_the_run_folder_comes_into_its_report(study, finished, tmp_path):
