@@ -68,13 +68,20 @@ def clip_polyline(
     points,  # (n, 2) row, col in px, or more columns that travel with them
     roi,     # (H, W) bool
 ):
-    "The pieces of a polyline whose segments have their middle inside `roi`, as a list of arrays."
-    middle = np.rint((points[1:, :2] + points[:-1, :2]) / 2).astype(int)
-    ok = ((middle >= 0) & (middle < roi.shape)).all(1)
-    ok[ok] = roi[tuple(middle[ok].T)]
+    "The pieces of a polyline that lie on pixels of `roi`, cut where they leave them, as a list of arrays."
+    def lies_on(p):
+        at = np.floor(p[:, :2] + 0.5).astype(int)
+        ok = ((at >= 0) & (at < roi.shape)).all(1)
+        ok[ok] = roi[tuple(at[ok].T)]
+        return ok
+    ok = lies_on(points)
     if ok.all(): return [points]
+    k = np.flatnonzero(ok[1:] != ok[:-1])  # segments that cross the edge
+    inside, step, share = np.where(ok[k, None], points[k], points[k + 1]), np.where(ok[k, None], 1, -1) * (points[k + 1] - points[k]), np.zeros((len(k), 1))
+    for half in 0.5 ** np.arange(1, 20): share[lies_on(inside + (share + half) * step)] += half
+    points, ok = np.insert(points, k + 1, np.round(inside + share * step, 3), axis=0), np.insert(ok, k + 1, True)
     edges = np.flatnonzero(np.diff(np.r_[0, ok.astype(int), 0]))
-    pieces = [points[a:b + 1] for a, b in zip(edges[::2], edges[1::2])]
+    pieces = [points[a:b] for a, b in zip(edges[::2], edges[1::2]) if b - a > 1]
     if len(pieces) > 1 and ok[0] and ok[-1] and np.array_equal(points[0], points[-1]):  # the seam of a closed line is no end
         pieces = [np.concatenate([pieces[-1], pieces[0][1:]])] + pieces[1:-1]
     return pieces

@@ -107,6 +107,7 @@ PIXEL_RANGE_UM = (0.01, 20)  # beyond light microscopy on either side
 def _pixel_size(value):
     "Micrometres per pixel, or None for `unknown`. Raises ValueError where it cannot be."
     if value == "unknown": return None
+    if isinstance(value, (list, tuple)): raise ValueError("one size is needed for rows and columns: where pixels are not square, resample the image")
     if not isinstance(value, (int, float, str)) or isinstance(value, bool) or not math.isfinite(size := float(value)) or size <= 0: raise ValueError
     low, high = PIXEL_RANGE_UM
     if not low <= size <= high: raise ValueError(f"outside {low} to {high}")

@@ -2,13 +2,15 @@
 
 # %% auto #0
 __all__ = ['LOOK_UM', 'STRETCH_COLUMNS', 'Stretch', 'unseen', 'free_runs', 'add_overhangs', 'overhang_of', 'order_double',
-           'alone', 'trace_labels', 'stretch_table', 'measure_labels', 'fill_stretches', 'fill_interlabel']
+           'alone', 'trace_labels', 'stray_labels', 'stretch_table', 'measure_labels', 'fill_stretches',
+           'fill_interlabel']
 
 # %% ../nbs/70_labels.ipynb #39ad2606
 from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
+from scipy import ndimage
 from skimage.draw import polygon2mask
 
 from .boundaries import MeasureError, check_class_map, check_pixel_size, depth_under, extend_classes, settle_runs, small_pieces
@@ -154,6 +156,25 @@ def trace_labels(
             kind, part = "unresolved" if wide[part[0]] else "single", run[part]
             if v.step[part].sum() * px >= min_stretch_um and len(part) > 2: found.append(alone(v, part, kind, tissue, px, midlines))
     return found
+
+# %% ../nbs/70_labels.ipynb #7a12d54d
+def stray_labels(
+    class_map,  # (H, W) class ids of fluorescence
+    roi=None,   # (H, W) bool
+    label_class=3,
+    bone_classes=(1, 2),
+):
+    "Label pixels (H, W) bool in connected pieces that touch neither bone, nor the frame, nor the edge of the ROI."
+    stray = class_map == label_class
+    numbers, n = ndimage.label(stray, np.ones((3, 3)))
+    holds = np.isin(class_map, bone_classes) if roi is None else np.isin(class_map, bone_classes) | ~roi
+    for k, (rows, cols) in enumerate(ndimage.find_objects(numbers), 1):
+        if rows.start == 0 or cols.start == 0 or rows.stop == stray.shape[0] or cols.stop == stray.shape[1]: near = True
+        else:
+            around = slice(rows.start - 1, rows.stop + 1), slice(cols.start - 1, cols.stop + 1)
+            near = (ndimage.binary_dilation(numbers[around] == k, np.ones((3, 3))) & holds[around]).any()
+        if near: stray[rows, cols] &= numbers[rows, cols] != k
+    return stray
 
 # %% ../nbs/70_labels.ipynb #956e91be
 STRETCH_COLUMNS = ["kind", "length_um", "distance_um", "distance_sd_um", "area_um2", "width_um", "depth_um", "depth_earlier_um", "cut",

@@ -2,11 +2,11 @@
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given, settings, strategies as st
+from hypothesis import Phase, given, settings, strategies as st
 from scipy import ndimage
 
 from bonehisto.files import UserError
-from bonehisto.histomorphometry import (LABEL_BASE, LABEL_SUMS, SECTION_FACTORS, derive_indices, measure_in_full, measure_roi,
+from bonehisto.histomorphometry import (DIRECT, LABEL_BASE, LABEL_SUMS, SECTION_FACTORS, TISSUE_SUMS, derive_indices, measure_in_full, measure_roi,
                                         names_in_2d, pool_subject)
 from bonehisto.statistics import compare_with_truth
 
@@ -111,6 +111,60 @@ def test_every_undefined_value_has_a_reason_and_nothing_is_infinite():
             assert {k for k, v in numbers.items() if np.isnan(v)} == set(m["reasons"]) and all(m["reasons"].values())
     nothing = measure_roi(blob(), "fluorescence", 0.5, roi=np.zeros((360, 360), bool), interval_days=15)
     assert nothing["T.Ar (mm2)"] == 0 and np.isnan(nothing["BV/TV (%)"]) and "T.Ar" in nothing["reasons"]["BV/TV (%)"]
+
+def random_map(seed, domain, size=96):
+    "Bone anywhere and of any shape: smooth noise cut at random heights, seams and labels cut out of other noise, a quarter of them empty or full."
+    rng = np.random.default_rng(seed)
+    field = lambda sigma: ndimage.gaussian_filter(rng.normal(size=(size, size)), sigma) * sigma
+    classes = (field(rng.uniform(1, 9)) > rng.uniform(-.6, .6)).astype(np.uint8)
+    for c in (2, 3)[:1 + (domain == "fluorescence")]: classes[(classes > 0) & (field(rng.uniform(1, 5)) > rng.uniform(0, .6))] = c
+    if domain == "fluorescence": classes[(field(1) > .8)] = 3  # label in the marrow too
+    return classes * (seed % 11 > 0)
+
+
+maps = st.tuples(st.integers(0, 10**6), st.sampled_from(["brightfield", "fluorescence"]), st.sampled_from([.25, .5, 1., 3.]), st.sampled_from([None, 15]), st.booleans())
+
+
+@settings(deadline=None, max_examples=40, derandomize=True, phases=(Phase.generate,))
+@given(maps)
+def test_whatever_the_map_sums_add_up_and_values_are_finite_or_bear_a_reason(drawn):
+    seed, domain, px, days, part = drawn
+    rows, cols = np.mgrid[:96, :96]; roi = np.hypot(rows - 40, cols - 50) < 44 if part else None
+    m = measure_roi(random_map(seed, domain), domain, px, roi=roi, interval_days=days); near = lambda x: pytest.approx(x, rel=1e-9, abs=1e-12)
+    assert m["B.Ar (mm2)"] == near(m["Md.Ar (mm2)"] + m["O.Ar (mm2)"]) and m["T.Ar (mm2)"] == near(m["B.Ar (mm2)"] + m["Ma.Ar (mm2)"])
+    assert m["B.Pm (mm)"] == near(m["O.Pm (mm)"] + m["Q.Pm (mm)"])
+    for found in (m, pool_subject([m, m], interval_days=days)):
+        numbers = {k: v for k, v in found.items() if isinstance(v, float) and k.endswith(")") and k not in ("interval (d)", "label width (um)", "section factor")}
+        assert all(v >= -1e-12 for v in numbers.values() if not np.isnan(v)) and not any(map(np.isinf, numbers.values()))
+        assert {k for k, v in numbers.items() if np.isnan(v)} == set(found["reasons"]) and all(found["reasons"].values())
+        if np.isfinite(found["MAR (um/d)"]): assert found["BFR/BS (um3/um2/yr)"] == near(found["MAR (um/d)"] * found["MS/BS (%)"] / 100 * 365)
+
+
+def with_margin(classes, domain, px, days, above, left):
+    "The same map measured as it is, and with a blank margin that the ROI leaves out."
+    inside = np.ones(classes.shape, bool); pad = lambda a: np.pad(a, ((above, 7), (left, 3)))
+    return measure_roi(classes, domain, px, roi=inside, interval_days=days), measure_roi(pad(classes), domain, px, roi=pad(inside), interval_days=days)
+
+
+@settings(deadline=None, max_examples=20, derandomize=True, phases=(Phase.generate,))
+@given(maps, st.integers(1, 40), st.integers(0, 40))
+def test_a_blank_margin_around_the_roi_changes_no_tissue(drawn, above, left):
+    seed, domain, px, days, _ = drawn
+    a, b = with_margin(random_map(seed, domain), domain, px, days, above, left)
+    for k in [*TISSUE_SUMS, *DIRECT]: assert b[k] == pytest.approx(a[k], rel=1e-6, nan_ok=True), k
+
+
+def test_a_blank_margin_around_the_roi_changes_no_label():
+    a, b = with_margin(blob(), "fluorescence", .5, 15, 9, 40)
+    for k in a:
+        if isinstance(a[k], float): assert b[k] == pytest.approx(a[k], rel=1e-6, nan_ok=True), k
+
+
+def test_label_in_the_marrow_is_left_out_and_said():
+    classes = blob(); classes[5:9, 5:40] = 3
+    clean, dirty = (measure_roi(c, "fluorescence", .5, interval_days=15) for c in (blob(), classes))
+    assert dirty["labels outside bone (um2)"] == 35 and any("touch no bone" in w for w in dirty["warnings"]) and not any("touch no bone" in w for w in clean["warnings"])
+    assert all(dirty[k] == pytest.approx(clean[k], nan_ok=True) for k in clean if isinstance(clean[k], float) and "outside" not in k)
 
 
 def test_more_label_than_osteoid_is_warned_of_and_not_clipped():
