@@ -188,6 +188,7 @@ def measure_in_full(class_map, domain, pixel_size_um, roi=None, interval_days=No
     px, interval = check_pixel_size(pixel_size_um), check_interval(interval_days)
     factor = section_factor(section)
     class_map, roi = check_class_map(class_map, CLASS_IDS[domain], roi)
+    if domain == "brightfield": settings.pop("image", None)  # labels alone are looked for in it
     pick = lambda names: {k: settings.pop(k) for k in names if k in settings}
     tissue_settings, index_settings = pick(TISSUE_SETTINGS), pick(INDEX_SETTINGS)
     place_settings = PLACE_SETTINGS | pick(PLACE_SETTINGS)

@@ -2,7 +2,7 @@
 
 # %% auto #0
 __all__ = ['LOOK_UM', 'STRETCH_COLUMNS', 'Stretch', 'unseen', 'free_runs', 'add_overhangs', 'overhang_of', 'order_double',
-           'alone', 'trace_labels', 'stray_labels', 'stretch_table', 'measure_labels', 'fill_stretches',
+           'alone', 'label_light', 'trace_labels', 'stray_labels', 'stretch_table', 'measure_labels', 'fill_stretches',
            'fill_interlabel']
 
 # %% ../nbs/70_labels.ipynb #39ad2606
@@ -13,8 +13,8 @@ import pandas as pd
 from scipy import ndimage
 from skimage.draw import polygon2mask
 
-from .boundaries import MeasureError, check_class_map, check_pixel_size, depth_under, extend_classes, settle_runs, small_pieces
-from .midlines import find_midlines
+from .boundaries import MARGIN, MeasureError, check_class_map, check_pixel_size, depth_under, extend_classes, settle_runs, small_pieces
+from .midlines import find_midlines, to_ridge
 from .pairing import facing, gather, take_doubles
 
 # %% ../nbs/70_labels.ipynb #9bf97ab2
@@ -119,6 +119,21 @@ def alone(v, part, kind, tissue, px, midlines):
     return Stretch(kind, v.points[np.r_[part, part[:1]] if ring else part], width_um=float(v.width_um[part].mean()),
                    depth_um=(float(min(depth)), np.nan), lines=(k,), cut=midlines[k].cut)
 
+# %% ../nbs/70_labels.ipynb #aee93e48
+def label_light(
+    image,      # (H, W) or (H, W, C)
+    class_map,  # (H, W) class ids
+    roi,        # (H, W) bool
+    label_class=3,
+    bone_classes=(1,),
+):
+    "How bright the label is, float32 (H + 2 margin, W + 2 margin): the colour along the way from the median of bone to that of label, continued beyond the frame."
+    colours = np.atleast_3d(np.asarray(image, np.float32))
+    label, bone = class_map == label_class, np.isin(class_map, bone_classes)
+    way = np.median(colours[roi & label], axis=0) - (np.median(colours[roi & bone], axis=0) if (roi & bone).any() else 0)
+    light = colours @ (way / max(np.linalg.norm(way), 1e-9))
+    return np.pad(ndimage.gaussian_filter(light, 0.7), MARGIN, mode="edge")
+
 # %% ../nbs/70_labels.ipynb #e35403b8
 def trace_labels(
     class_map,             # (H, W) class ids
@@ -131,16 +146,21 @@ def trace_labels(
     overhang_um=12.0,      # what one line of a double goes on beyond the other still belongs to it, up to this length
     gap_um=8.0,            # breaks up to this length are bridged
     merged_width_um=None,  # a line at least this wide is an unresolved double; None: 1.5 x the width of the paired lines, or 4.5
+    image=None,            # (H, W) or (H, W, C): midlines are moved onto its ridges
     **line_settings,       # of `find_midlines`: min_area_um2, min_length_um, spur_um, smooth_um
 ):
     "The labelled stretches of a class map, list of `Stretch`; `MeasureError` for a bad map, ROI or pixel size."
     px = check_pixel_size(pixel_size_um)
     class_map, roi = check_class_map(class_map, range(256), roi)
     if not max_distance_um > 0: raise MeasureError(f"max_distance_um is {max_distance_um}: give the largest distance of a pair, e.g. 30")
+    if image is not None and np.shape(image)[:2] != class_map.shape: raise MeasureError(f"image has shape {np.shape(image)}: expected that of class_map, {class_map.shape}")
     if not (class_map[roi] == label_class).any(): return []
     classes = extend_classes(class_map, roi)
     midlines = find_midlines(classes == label_class, roi, px, gap_um=gap_um, **line_settings)
     if not midlines: return []
+    if image is not None:
+        light = label_light(image, class_map, roi, label_class, bone_classes)
+        midlines = [to_ridge(m, light, px) for m in midlines]
     v, mineral = gather(midlines), np.isin(classes, (*bone_classes, label_class))
     mineral |= small_pieces(~mineral, 20 / px ** 2, connect=1)[0]
     partner, point, distance = facing(v, mineral, max_distance_um / px + 0.5)

@@ -16,7 +16,7 @@ from .annotations import read_annotations
 from .device import cpu_count
 from .files import UserError, nearest_name, progress, read_table, write_table
 from .histomorphometry import measure_in_full, pool_subject
-from .images import image_size, read_mask, read_polygon, write_mask
+from .images import image_size, read_image, read_mask, read_polygon, write_mask
 from .entries import DEFAULT_CLASSES
 from .manifest import load_manifest
 from .neighbourhood import PLACES, place_table, pool_places
@@ -45,6 +45,7 @@ def measure_job(
     marks=None,       # where to write the lines that were measured, GeoJSON
     settings=None,    # of `measure_roi`
     annotated=(),     # classes that were looked for in every annotation file
+    ridge=False,      # label midlines on the ridges of the image's light
 ):
     "`(row, stretches, cells, places)` of one ROI, a dict and three tables; a ROI that cannot be measured gives a row with `not measured` filled and no numbers."
     nothing = (pd.DataFrame(),) * 3
@@ -56,7 +57,8 @@ def measure_job(
         roi = read_polygon(job["polygon"], class_map.shape) if job.get("polygon") else None
         marked = read_annotations(job["annotations"], class_map.shape, annotated) if job.get("annotations") else None
         interval = job["interval_days"] if np.isfinite(job["interval_days"]) else None
-        result, stretches, between, cells, places, traces = measure_in_full(class_map, job["modality"], job["pixel_size_um"], roi, interval, section, marked, **(settings or {}))
+        image = {"image": read_image(job["image"]).pixels} if ridge and job["modality"] == "fluorescence" else {}
+        result, stretches, between, cells, places, traces = measure_in_full(class_map, job["modality"], job["pixel_size_um"], roi, interval, section, marked, **image, **(settings or {}))
     except UserError as e: return row | {"not measured": str(e)}, *nothing
     if interlabel and job["modality"] == "fluorescence": write_mask(interlabel, between, job["pixel_size_um"])
     if marks: write_marks(marks, traces, job["roi"])
@@ -73,13 +75,14 @@ def measure_rois(
     marks=None,    # folder for the lines that were measured
     kind=None,     # "classes" or "instances"; None: as the manifest says
     workers=None,  # processes; None takes every core
+    ridge=False,   # label midlines on the ridges of the image's light
     **settings,    # of `measure_roi`
 ):
     "`(rows, stretches, cells, places)`, four tables: one row per ROI in the order given, per label stretch, per annotated cell, and per ROI and quantity of place."
     jobs = rois.to_dict("records")
     tables = {d: manifest.class_table(d) for d in DEFAULT_CLASSES}
     calls = [delayed(measure_job)(j, tables.get(j["modality"], []), kind or manifest.masks, manifest.section,
-                                  Path(interlabel) / f"{j['roi']}_interlabel.png" if interlabel else None, Path(marks) / f"{j['roi']}.geojson" if marks else None, settings, manifest.annotated) for j in jobs]
+                                  Path(interlabel) / f"{j['roi']}_interlabel.png" if interlabel else None, Path(marks) / f"{j['roi']}.geojson" if marks else None, settings, manifest.annotated, ridge) for j in jobs]
     found = list(progress(Parallel(n_jobs=workers or cpu_count(), return_as="generator")(calls), "measuring ROIs", total=len(calls)))
     parts = [[f[k] for f in found if len(f[k])] for k in (1, 2, 3)]
     empty = (STRETCHES, [*WHO, "cell"], [*WHO, "modality", *PLACES])

@@ -2,10 +2,10 @@
 
 # %% auto #0
 __all__ = ['Midline', 'skeleton_paths', 'thin_out', 'prune_spurs', 'resample', 'smooth_along', 'directions', 'across',
-           'reach_tip', 'outward', 'join_broken', 'find_midlines', 'settle_line', 'lead_out', 'cut_line']
+           'reach_tip', 'outward', 'join_broken', 'find_midlines', 'settle_line', 'lead_out', 'cut_line', 'to_ridge']
 
 # %% ../nbs/68_midlines.ipynb #324055bb
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy import ndimage
@@ -273,3 +273,24 @@ def cut_line(points, width_px, closed, roi, edge, pixel_size_um):
     if len(pieces) == 1 and len(pieces[0]) == len(ring): return [Midline(rows[:, :2], rows[:, 2] * pixel_size_um, closed)]
     pieces = [lead_out(lead_out(p, roi, edge)[::-1], roi, edge)[::-1] for p in pieces if len(p) > 2]
     return [Midline(p[:, :2], p[:, 2] * pixel_size_um, False, True) for p in pieces]
+
+# %% ../nbs/68_midlines.ipynb #d63f91a5
+def to_ridge(
+    line,    # `Midline`
+    signal,  # (H + 2 margin, W + 2 margin) float, how bright the label is, continued beyond the frame
+    pixel_size_um,
+    smooth_um=2.0,  # sd of the smoothing along the line, at least 3.5 px
+    step=0.25,
+):
+    "The `Midline` moved onto the ridge of `signal`; length of steps and width stay those of the class map."
+    mode, sigma = "wrap" if line.closed else "nearest", max(smooth_um / pixel_size_um, 3.5)
+    tangent = directions(line.points, line.closed); normal = np.c_[tangent[:, 1], -tangent[:, 0]]
+    n = round((np.nanmedian(line.width_um) / pixel_size_um / 2 + 1) / step)
+    t = np.arange(-n, n + 1) * step
+    at = line.points[:, None] + normal[:, None] * t[None, :, None] + MARGIN
+    light = ndimage.map_coordinates(signal, at.reshape(-1, 2).T, order=1, mode="nearest").reshape(at.shape[:2])
+    light = ndimage.gaussian_filter1d(light, sigma, axis=0, mode=mode)
+    feet = np.minimum(light[:, :3].mean(1), light[:, -3:].mean(1))
+    weight = np.clip(light - feet[:, None], 0, None) ** 2
+    offset = np.divide((weight * t).sum(1), weight.sum(1), out=np.zeros(len(light)), where=weight.sum(1) > 0)
+    return replace(line, points=line.points + normal * ndimage.gaussian_filter1d(offset, sigma, mode=mode)[:, None])

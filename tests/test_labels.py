@@ -228,3 +228,18 @@ def test_bad_arguments_are_named():
     with pytest.raises(MeasureError, match="pixel_size_um"): measure_labels(np.ones((9, 9), int), 0)
     with pytest.raises(MeasureError, match="max_distance_um"): measure_labels(pair(10, 0, 0.5), 0.5, max_distance_um=0)
     with pytest.raises(MeasureError, match="shape"): fill_interlabel(np.ones((9, 9, 3), int), 0.5)
+
+
+def test_on_a_coarse_grid_the_image_knows_better_than_the_map():
+    "Two lines along the rows: a map rounds each to the grid, the light does not."
+    rows, errors = np.arange(120.0)[:, None] + np.zeros((120, 160)), []
+    for first in np.arange(40, 41, .125):
+        light = sum(np.exp(-(rows - at) ** 2 / (2 * 1.2 ** 2)) for at in (first, first + 8.25)) * ((np.arange(160) > 20) & (np.arange(160) < 140))
+        classes = np.where(light > .5, 3, 1); image = np.array([10, 40, 60]) + light[..., None] * [180, 170, 20]
+        errors.append([table.distance_um[0] - 8.25 for table in (measure_labels(classes, 1.0), measure_labels(classes, 1.0, image=image))])
+    by_map, by_image = np.abs(errors).max(0)
+    assert by_map > .2 and by_image < .0825
+
+
+def test_an_image_of_another_size_is_named():
+    with pytest.raises(MeasureError, match=r"image has shape \(10, 20\)"): measure_labels(pair(9.0, 0.3, .5), .5, image=np.zeros((10, 20)))
