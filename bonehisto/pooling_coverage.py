@@ -151,7 +151,7 @@ METHODS = ("jackknife", "textbook jackknife", "studentised bootstrap", "percenti
 def counted(hits, low, high):
     "Coverage (%) with its 95 % interval (Wilson), and the median ratio of upper to lower bound."
     n = len(hits); held = 100 * np.array([hits.mean(), *proportion_confint(hits.sum(), n, method="wilson")]) if n else np.full(3, np.nan)
-    with np.errstate(divide="ignore", invalid="ignore"): return dict(zip(("coverage (%)", "low", "high"), held)) | {"upper / lower": float(np.median(high / low)) if n else np.nan}
+    with np.errstate(all="ignore"): return dict(zip(("coverage (%)", "low", "high"), held)) | {"upper / lower": float(np.median(high / low)) if n else np.nan}
 
 def coverage(
     studies=200,
