@@ -198,6 +198,24 @@ def test_turning_a_section_changes_no_parameter_by_more_than_two_percent(angle):
     for key in ("OS/BS (%)", "O.Th (um)", "MAR (um/d)", "MS/BS (%)", "Md.Pm (mm)"): assert b[key] == pytest.approx(a[key], rel=0.02)
 
 
+def turned(shape, angle, row, col):
+    "A disc, a ring or a wavy band with a seam along one side, turned by `angle` about a point between the pixels; 400 px."
+    y, x = (np.mgrid[:400, :400] - np.array([200 + row, 200 + col])[:, None, None]).astype(float)
+    if shape != "wavy band": return ((np.hypot(x, y) <= 130) & (np.hypot(x, y) > (80 if shape == "ring" else -1))).astype(np.uint8)
+    along, across = x * np.cos(angle) + y * np.sin(angle), y * np.cos(angle) - x * np.sin(angle)
+    band = np.abs(across - 20 * np.sin(along / 40)) <= 30
+    return (band & (np.abs(along) < 150)) * (1 + (across - 20 * np.sin(along / 40) > 18)).astype(np.uint8)
+
+
+@pytest.mark.parametrize("shape, true", [("disc", {"B.Ar (mm2)": .065 ** 2 * np.pi, "B.Pm (mm)": .13 * np.pi, "Tb.Th (um)": 65, "Tb.Th direct (um)": 130}),
+                                         ("ring", {"B.Ar (mm2)": (.065 ** 2 - .04 ** 2) * np.pi, "B.Pm (mm)": .21 * np.pi, "Tb.Th (um)": 25, "Tb.Th direct (um)": 25}), ("wavy band", {"B.Ar (mm2)": .15 * .03})])
+def test_a_shape_turned_by_any_angle_keeps_area_perimeter_and_thickness_within_one_percent(shape, true):
+    found = pd.DataFrame([measure_roi(turned(shape, a, .37 * k % 1, .61 * k % 1), "brightfield", .5) for k, a in enumerate(np.linspace(0, np.pi, 9))])
+    for key in ("B.Ar (mm2)", "B.Pm (mm)", "Tb.Th (um)", "Tb.Th direct (um)", *(["O.Th (um)", "O.Th direct (um)"] if shape == "wavy band" else [])):
+        assert np.abs(found[key] / found[key].mean() - 1).max() <= .01, key
+    for key, value in true.items(): assert found[key].mean() == pytest.approx(value, rel=.01), key
+
+
 def test_the_interlabel_mask_holds_the_interlabel_area():
     result, stretches, between, *_ = measure_in_full(blob(), "fluorescence", 0.5, interval_days=15)
     assert between.sum() * 0.25e-6 == pytest.approx(result["Ir.L.Ar (mm2)"], rel=0.01)
