@@ -135,6 +135,8 @@ class Study(Entry):
     name: Optional[Name] = Field(None, description="give the study a short name")
     data_root: Optional[Path] = Field(None, description="give the folder the paths below are relative to")
     section: Literal["none", "isotropic", "iliac"] = Field("none", description="give none, isotropic or iliac")
+    wall_thickness_um: Optional[float] = Field(None, gt=0, lt=1000, description="give the mean wall thickness in um, measured or set, e.g. 33, or leave it out: FP and Ac.f rest on it")
+    imputed_mar_um_d: Optional[float] = Field(None, gt=0, lt=10, description="give a MAR in um/d for subjects who show single labels only, e.g. 0.3, or leave it out")
     masks: Literal["classes", "instances"] = Field("classes", description="give classes or instances")
     labels: Optional[Labels] = Field(None, description="give `dosing_days:` below it")
     classes: dict[Domain, ClassTable] = Field({}, description="give a list of classes under brightfield or fluorescence")

@@ -26,6 +26,11 @@ class Manifest(Study):
         "The list of `ClassEntry` of a domain, by id."
         return self.classes.get(domain, DEFAULT_CLASSES[domain])
 
+    @property
+    def index_settings(self):
+        "What the manifest says of derived indices, as `derive_indices` takes it."
+        return {k: v for k in ("wall_thickness_um", "imputed_mar_um_d") if (v := getattr(self, k)) is not None}
+
     def subject(self, id):
         "The `Subject` of this id."
         return next(s for s in self.subjects if s.id == id)

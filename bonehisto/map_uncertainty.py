@@ -75,9 +75,10 @@ def draw_intervals(
     rows,      # of `measure_draws`
     section,
     level=.95,
+    **settings,  # of `pool_subjects`
 ):
     "One row per subject and parameter: `subject`, `parameter`, `value`, `low`, `high`, `shift` (of the drawn mean, in the parameter's unit), `draws`."
-    pooled = pd.concat([pool_subjects(part, section).assign(draw=k) for k, part in rows.groupby("draw")], ignore_index=True) if len(rows) else pd.DataFrame(columns=["subject"])
+    pooled = pd.concat([pool_subjects(part, section, **settings).assign(draw=k) for k, part in rows.groupby("draw")], ignore_index=True) if len(rows) else pd.DataFrame(columns=["subject"])
     out, columns = [], ["subject", "parameter", "value", "low", "high", "shift", "draws"]
     for p in parameter_columns(subjects):
         if p not in pooled: continue

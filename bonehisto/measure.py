@@ -79,7 +79,7 @@ def measure_rois(
     **settings,    # of `measure_roi`
 ):
     "`(rows, stretches, cells, places)`, four tables: one row per ROI in the order given, per label stretch, per annotated cell, and per ROI and quantity of place."
-    jobs = rois.to_dict("records")
+    jobs, settings = rois.to_dict("records"), manifest.index_settings | settings
     tables = {d: manifest.class_table(d) for d in DEFAULT_CLASSES}
     calls = [delayed(measure_job)(j, tables.get(j["modality"], []), kind or manifest.masks, manifest.section,
                                   Path(interlabel) / f"{j['roi']}_interlabel.png" if interlabel else None, Path(marks) / f"{j['roi']}.geojson" if marks else None, settings, manifest.annotated, ridge) for j in jobs]
@@ -163,7 +163,7 @@ def measure_files(
     refused = [r for j in jobs.to_dict("records") if (r := _refusal(j, study))]
     if refused: raise UserError(*refused)
     rows, stretches, cells, places = measure_rois(jobs, study, interlabel=out, marks=out, kind="classes")
-    subjects, tables = pool_subjects(rows, study.section), [("cells", cells)] if len(cells) else []
+    subjects, tables = pool_subjects(rows, study.section, **study.index_settings), [("cells", cells)] if len(cells) else []
     tables += [("roi_parameters", rows), ("subject_parameters", subjects), ("label_stretches", stretches), ("neighbourhood_rois", places), ("neighbourhood_subjects", pool_places(places))]
     for name, table in tables: write_table(out / f"{name}.csv", table)
     left = rows[rows["not measured"] != ""]

@@ -394,7 +394,7 @@ def test_a_roi_measured_on_one_side_alone_is_pooled_on_neither(run):
     masks = masks[masks["roi"] != "S1_fluorescence"].copy(); masks.loc[masks["roi"] == "S2_brightfield", "not measured"] = "it has no class map"
     pairs = agree_on_rows(maps, masks)["agreement_pairs"].query("unit == 'subject'").set_index(["name", "parameter"])
     assert pairs.loc[("S1", "MAR (um/d)"), ["A", "B"]].isna().all() and np.isfinite(pairs.loc[("S3", "MAR (um/d)"), "A"])
-    assert pairs.loc[("S2", "O.Th (um)"), "A"] == pytest.approx(4.5)  # of the fluorescence ROI, which both sides have
+    assert pairs.loc[("S2", "O.Th (um)"), "A"] == pytest.approx(4.5, rel=.01)  # of the fluorescence ROI, which both sides have
 
 
 @pytest.mark.parametrize("left, says", [(2, "2 subjects of the test split could be measured"), (0, "No subjects of the test split")])

@@ -223,3 +223,10 @@ def test_the_real_study_has_two_domains_and_its_test_split_is_the_published_val(
         assert {r.split for r in study.rois if r.modality == domain} == {"train", "val", "test"}
         assert [c.name for c in study.class_table(domain)] == ["background", "nucleus"]
     assert study.masks == "instances" and all(r.pixel_size_um is None for r in study.rois)
+
+
+def test_wall_thickness_and_an_imputed_rate_reach_the_derived_indices(tmp_path):
+    study = load_manifest(write_study(tmp_path, lambda s: s.update(wall_thickness_um=33, imputed_mar_um_d=.3)))
+    assert study.index_settings == {"wall_thickness_um": 33, "imputed_mar_um_d": .3}
+    assert load_manifest(write_study(tmp_path, lambda s: None)).index_settings == {}
+    assert any("wall_thickness_um is -1: give the mean wall thickness in um" in p for p in problems(write_study(tmp_path, lambda s: s.update(wall_thickness_um=-1))))
