@@ -210,13 +210,14 @@ def measure(
     masks: Annotated[list[Path], typer.Argument(help="class maps; a file's name is its ROI's id")],
     manifest: Annotated[Path, typer.Option(help="the manifest that holds the ROIs' pixel size, domain and dosing days")],
     out: Annotated[Path, typer.Option(help="folder for the tables")],
+    names_2d: Annotated[bool, typer.Option("--names-2d", help="two-dimensional names (O.Wi, B.Pm) in all columns; with section none only")] = False,
 ):
     """Measure class maps: per ROI and, by ratio of sums, per subject.
 
     Example: `bonehisto measure maps/*.png --manifest study.yaml --out tables`
     """
     from bonehisto.measure import measure_files
-    _say(measure_files(masks, manifest, out))
+    _say(measure_files(masks, manifest, out, names_2d))
 
 # %% ../nbs/96_cli.ipynb #a799471d
 @app.command()

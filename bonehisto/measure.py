@@ -2,7 +2,7 @@
 
 # %% auto #0
 __all__ = ['WHO', 'TEXTS', 'STRETCHES', 'SHOWN', 'why_not', 'measure_job', 'measure_rois', 'read_rows', 'pool_subjects',
-           'match_masks', 'measure_files']
+           'match_masks', 'in_2d', 'measure_files']
 
 # %% ../nbs/78_measure.ipynb #34e19ae3
 import json
@@ -15,7 +15,7 @@ from joblib import Parallel, delayed
 from .annotations import read_annotations
 from .device import cpu_count
 from .files import UserError, nearest_name, progress, read_table, write_table
-from .histomorphometry import measure_in_full, pool_subject
+from .histomorphometry import measure_in_full, names_in_2d, pool_subject
 from .images import image_size, read_image, read_mask, read_polygon, write_mask
 from .entries import DEFAULT_CLASSES
 from .manifest import load_manifest
@@ -147,6 +147,18 @@ def match_masks(
     if problems: raise UserError(*problems)
     return pd.DataFrame(jobs)
 
+# %% ../nbs/78_measure.ipynb #1d8232e4
+def in_2d(
+    table,  # of `measure_rois` or `pool_subjects`
+):
+    "The table with two-dimensional names in its columns and reasons; `MeasureError` where a section factor was used."
+    rows = []
+    for r in table.to_dict("records"):
+        known = {k: v for k, v in {"section": r.get("section"), "reasons": r.get("reasons")}.items() if isinstance(v, str)}
+        flat = names_in_2d(r | {"section": known.get("section", "none"), "reasons": json.loads(known.get("reasons", "{}"))})
+        rows.append(flat | {"section": r.get("section"), "reasons": json.dumps(flat["reasons"], ensure_ascii=False)})
+    return pd.DataFrame(rows)
+
 # %% ../nbs/78_measure.ipynb #6c7e49bf
 SHOWN = ["BV/TV (%)", "OV/BV (%)", "OS/BS (%)", "O.Th (um)", "MAR (um/d)", "MS/BS (%)", "BFR/BS (um3/um2/yr)"]
 
@@ -154,18 +166,20 @@ def measure_files(
     masks,     # class map files named after their ROIs
     manifest,  # path of the manifest
     out,       # folder for the tables, interlabel masks and measured lines
+    names_2d=False,  # two-dimensional names in the tables
 ):
     "Measure class maps and write ROI, subject and label tables; the text that says what was found."
     study = load_manifest(manifest)
     jobs = match_masks(masks, study)
     out = Path(out)
     if out.is_file(): raise UserError(f"{out} is a file: give a folder for the tables")
+    if names_2d and study.section != "none": raise UserError(f"{manifest}: section is {study.section}: two-dimensional names go with section none only")
     refused = [r for j in jobs.to_dict("records") if (r := _refusal(j, study))]
     if refused: raise UserError(*refused)
     rows, stretches, cells, places = measure_rois(jobs, study, interlabel=out, marks=out, kind="classes")
     subjects, tables = pool_subjects(rows, study.section, **study.index_settings), [("cells", cells)] if len(cells) else []
     tables += [("roi_parameters", rows), ("subject_parameters", subjects), ("label_stretches", stretches), ("neighbourhood_rois", places), ("neighbourhood_subjects", pool_places(places))]
-    for name, table in tables: write_table(out / f"{name}.csv", table)
+    for name, table in tables: write_table(out / f"{name}.csv", in_2d(table) if names_2d and name in ("roi_parameters", "subject_parameters") else table)
     left = rows[rows["not measured"] != ""]
     notes = [f"{roi} was not measured: {why}" for roi, why in zip(left["roi"], left["not measured"])]
     shown = subjects[["subject", *[c for c in SHOWN if c in subjects]]]

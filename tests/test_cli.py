@@ -102,6 +102,11 @@ def test_measure_writes_tables_for_given_masks(study):
     assert done.returncode == 0, done.stderr
     row = (study / "tables/roi_parameters.csv").read_text().splitlines()
     assert len(row) == 2 and "BV/TV (%)" in row[0]
+    done = bonehisto("measure", study / "maps/a.png", "--manifest", study / "m.yaml", "--out", study / "tables", "--names-2d")
+    assert done.returncode == 0 and all("B.Ar/T.Ar (%)" in h and "BV/TV" not in h and "MS/BS" not in h for h in ((study / f"tables/{n}.csv").read_text().splitlines()[0] for n in ("roi_parameters", "subject_parameters")))
+    (study / "m.yaml").write_text("section: iliac\n" + (study / "m.yaml").read_text())
+    done = bonehisto("measure", study / "maps/a.png", "--manifest", study / "m.yaml", "--out", study / "tables", "--names-2d")
+    assert done.returncode == 2 and "section is iliac" in done.stderr
 
 
 def test_measure_names_a_mask_without_roi(study):
