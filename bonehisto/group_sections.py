@@ -91,8 +91,8 @@ def tmv_section(run):
         blocks.append(figure(fig, "Subjects between mineralisation and turnover. Colour: volume class; hollow: turnover or mineralisation indeterminate; dashed: cuts. A long lag time alone is not abnormal: osteoid thickness must exceed its cut too.", run.path / "figures/tmv.png"))
     reasons, shown = class_reasons(c), c.assign(**{a: as_text(c[a]).replace("", DASH) for a in AXES} | {f"{a} basis": as_text(c[f"{a} basis"]).replace("", DASH) for a in AXES})
     blocks.append(table(shown[["subject", *(["group"] if as_text(c["group"]).any() else []), *(k for a in AXES for k in (a, f"{a} basis"))]], "Class of every subject, and whether an interval stood behind it.", reasons=reasons))
-    doubtful = [f"{r['subject']}: {a}: {why}" for i, r in enumerate(c.to_dict("records")) for a in AXES if r[a] == "indeterminate" and (why := reasons.get((i, a)))]
-    if doubtful: blocks.append(text("Indeterminate: " + ". ".join(doubtful) + ".", small=True))
+    doubtful = [(r["subject"], a, *pretty(why).split(": ", 1)) for i, r in enumerate(c.to_dict("records")) for a in AXES if r[a] == "indeterminate" and ": " in (why := reasons.get((i, a), ""))]
+    if doubtful: blocks.append(table(pd.DataFrame(doubtful, columns=["subject", "axis", "may be", "because"]), "Why a class is indeterminate: the interval of a parameter crosses a cut. More ROIs per subject narrow it."))
     if cuts is not None: blocks.append(table(cuts.assign(parameter=cuts["parameter"].map(pretty), **{side: [DASH if np.isnan(x) else f"{x:g}" for x in cuts[side]] for side in ("above", "below")}), f"The cuts used ({named}): rows of one class hold together, the first class that holds wins, and what none claims is normal."))
     else: blocks.append(missing(run.why["tmv_cuts.csv"]))
     return made

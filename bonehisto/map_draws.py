@@ -41,7 +41,7 @@ def draw_map(
     return out
 
 # %% ../nbs/66_map_draws.ipynb #ddaaf2af
-RANGES_UM = (.5, 1., 2., 4., 8., 16., 32., 64.)
+RANGES_UM = (1., 2., 4., 8., 16., 32., 64., 128., 256.)
 
 def area_spread(
     probabilities,  # (H, W, classes) uint8

@@ -35,5 +35,8 @@ def uncertainty_section(run):
     if r is not None and r["chosen"].any():
         told = "; ".join(f"{pretty(x.domain)} {x.range_um:g} µm, spread {x.ratio:.2f} of the error, {x.ROIs} ROIs" for x in r[r["chosen"]].itertuples())
         made["blocks"].append(text(f"Neighbouring pixels err together up to a distance that was fitted on validation ROIs, so that drawn areas differ as much as they err: {told}.", small=True))
-    if c is not None: made["blocks"].append(table(c[c["parameter"].isin(have)].assign(parameter=lambda t: t["parameter"].map(pretty)), "How often the interval holds the truth: share of held-out subjects, and half its width.", names={"n": "subjects"}))
+    if c is not None:
+        short = [pretty(p) for p, inside, n in zip(c["parameter"], c["inside"], c["n"]) if p in have and n >= 5 and inside < .8]
+        if short: made["blocks"].append(text(f"Too narrow on the held-out subjects: {', '.join(short)}. What all drawn maps share, such as where a line is seen at all, is not in it.", small=True))
+        made["blocks"].append(table(c[c["parameter"].isin(have)].assign(parameter=lambda t: t["parameter"].map(pretty)), "How often the interval holds the truth: share of held-out subjects, and half its width.", names={"n": "subjects"}))
     return made
