@@ -15,7 +15,7 @@ from bonehisto.files import read_json
 from bonehisto.pipeline import run_study
 from bonehisto.recipe import STEPS
 
-SMALL = ("uncertainty.draws=3", "pretrain.steps=4", "pretrain.batch=16", "heads.steps=6", "heads.batch=4", "embed.n_neighbours=5")
+SMALL = ("uncertainty.draws=2", "pretrain.steps=4", "pretrain.batch=16", "heads.steps=6", "heads.batch=4", "embed.n_neighbours=5")
 
 
 def bonehisto(*args, **kwargs):

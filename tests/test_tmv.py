@@ -238,10 +238,10 @@ def test_an_effect_that_leaves_the_axis_ends_in_an_arrow():
 def test_the_section_shows_classes_reasons_and_the_cuts_they_rest_on(tmp_path):
     table = subjects(bfr=[10.0, 25.0], mlt=[30.0, np.nan]).assign(reasons=["{}", json.dumps({MLT: "no label was seen"})])
     for name, made in {"subject_parameters": table, "tmv": classify_subjects(table, SHIPPED, interval(BFR, 10.0, 30.0)), "tmv_cuts": SHIPPED}.items(): write_table(tmp_path / f"tables/{name}.csv", made)
-    blocks = tmv_section(RunFolder(tmp_path))["blocks"]; classes, cuts = (b for b in blocks if b["kind"] == "table")
+    blocks = tmv_section(RunFolder(tmp_path))["blocks"]; classes, why, cuts = (b for b in blocks if b["kind"] == "table")
     column = [c["name"] for c in classes["columns"]].index("mineralisation")
     assert classes["rows"][1][column]["text"] == "–" and "no label was seen" in classes["rows"][1][column]["title"]
-    assert any("S1: turnover: low or normal" in b.get("text", "") for b in blocks) and [c["name"] for c in cuts["columns"]][-1] == "source" and "0.49" in {cell["text"] for row in cuts["rows"] for cell in row}
+    assert ["S1", "turnover", "low or normal"] == [cell["text"] for cell in why["rows"][0]][:3] and [c["name"] for c in cuts["columns"]][-1] == "source" and "0.49" in {cell["text"] for row in cuts["rows"] for cell in row}
     (tmp_path / "tables/tmv.csv").unlink()
     assert "the step `compare` writes it" in tmv_section(RunFolder(tmp_path))["blocks"][0]["text"]
 
