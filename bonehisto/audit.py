@@ -23,6 +23,7 @@ from .files import atomic_path
 from .images import open_roi
 from .look import INK, pretty
 from .page import number, undefined
+from .tiling import block_means
 from .traces import KINDS, TICK_UM
 
 # %% ../nbs/84_audit.ipynb #3e814ae9
@@ -38,7 +39,7 @@ def read_small(
         f = -(-max(height, width) // longest)
         if f == 1: return roi.read(0, height), 1
         strips = [roi.read(y, min(y + 64 * f, height // f * f)) for y in range(0, height // f * f, 64 * f)]
-    return np.concatenate([s[:, :width // f * f].reshape(len(s) // f, f, width // f, f, 3).mean((1, 3)).round().astype(np.uint8) for s in strips]), f
+    return np.concatenate([block_means(s[None], f)[0].round().astype(np.uint8) for s in strips]), f
 
 # %% ../nbs/84_audit.ipynb #65c2246d
 DPI = 100

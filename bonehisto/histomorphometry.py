@@ -198,7 +198,7 @@ def measure_in_full(class_map, domain, pixel_size_um, roi=None, interval_days=No
     stray = stray_labels(class_map, roi) if domain == "fluorescence" else np.zeros_like(roi)
     class_map = np.where(stray, 0, class_map)
     surface, notes = trace_surface(class_map, roi, px, **tissue_settings)
-    notes["labels outside bone (um2)"] = float(stray.sum() * px ** 2)
+    notes["labels outside bone (um2)"] = outside_um2 = float(stray.sum() * px ** 2)
     sums, stretches, why = tissue_sums(surface), [], "labels are seen in fluorescence only"
     if domain == "fluorescence":
         stretches = trace_labels(class_map, px, roi=roi, **settings)
@@ -215,7 +215,7 @@ def measure_in_full(class_map, domain, pixel_size_um, roi=None, interval_days=No
         if np.isnan(width): reasons[key] = DIRECT[key][1]
     result = {"domain": domain, "pixel_size_um": px, "interval (d)": interval if interval else np.nan, "section": section, "section factor": factor,
               **sums, **values, "label width (um)": float(np.average(table["width_um"], weights=table["length_um"])) if len(table) else np.nan,
-              **notes, **more, "warnings": warnings + said + ([f"{stray.sum() * px ** 2:.3g} um2 of label touch no bone and are left out"] if stray.any() else []) + on_osteoid(more.get("eroded on osteoid (mm)", 0.0)), "reasons": reasons}
+              **notes, **more, "warnings": warnings + said + ([f"{outside_um2:.3g} um2 of label touch no bone and are left out"] if outside_um2 else []) + on_osteoid(more.get("eroded on osteoid (mm)", 0.0)), "reasons": reasons}
     places, beside = place_labels(surface, stretches, factor, label_reach, draws, seed) if domain == "fluorescence" else ({}, pd.DataFrame(index=table.index))
     if domain == "fluorescence" and why: places = {k: {"value": np.nan, "sd": np.nan, "basis": 0.0, "of": "", "reason": why} for k in LABELLED}
     near, cells = place_cells(surface, annotations, None if why else stretches, reach, draws, seed) if annotations else ({}, pd.DataFrame())

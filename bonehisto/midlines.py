@@ -11,7 +11,7 @@ import numpy as np
 from scipy import ndimage
 from skimage.morphology import skeletonize
 
-from .boundaries import MARGIN, clip_polyline, small_pieces
+from .boundaries import MARGIN, clip_polyline, edge_distance, small_pieces
 
 # %% ../nbs/68_midlines.ipynb #e3ff2112
 @dataclass
@@ -223,7 +223,7 @@ def find_midlines(
     lines = [p for p in paths if p[1]] + join_broken([p for p, closed in paths if not closed], gap_um / px + 1)
     lines = [settle_line(p, closed, smooth, reach, smooth_um / px) for p, closed in lines]
     ends = [np.minimum(np.arange(n), np.arange(n)[::-1]) + 1 for n in roi.shape]
-    edge = np.minimum.outer(*ends) if roi.all() else ndimage.distance_transform_edt(np.pad(roi, 1))[1:-1, 1:-1]
+    edge = np.minimum.outer(*ends) if roi.all() else edge_distance(roi)
     found = [m for line in lines for m in cut_line(*line, roi, edge, px)]
     return sorted((m for m in found if m.steps().sum() * px >= min_length_um), key=lambda m: -m.steps().sum())
 

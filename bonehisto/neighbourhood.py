@@ -65,7 +65,7 @@ def label_beneath(
 def to_osteoid(surface, points):
     "Distance in um of `points` (n, 2) px to osteoid, 0 inside it; infinite where there is none."
     seam = surface.osteoid
-    faces = np.concatenate([surface.middle[seam], surface.middle[seam] + surface.inward[seam] * surface.width_um[seam, None] / surface.pixel_size_um])
+    faces = np.concatenate([surface.middle[seam], surface.foot[seam]])
     far = cKDTree(faces).query(points)[0] * surface.pixel_size_um if len(faces) and len(points) else np.full(len(points), np.inf)
     return np.where(surface.class_at(points) == 2, 0.0, far)
 

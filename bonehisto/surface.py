@@ -8,11 +8,10 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
-from scipy import ndimage
 from scipy.spatial import cKDTree
 
 # %% ../nbs/71_surface.ipynb #b121f716
-from .boundaries import MARGIN, extend_classes, seam_along, segment_frames, small_pieces, tidy_tissue, trace_boundary
+from .boundaries import MARGIN, edge_distance, extend_classes, seam_along, segment_frames, small_pieces, tidy_tissue, trace_boundary
 
 # %% ../nbs/71_surface.ipynb #c439d055
 @dataclass
@@ -65,7 +64,7 @@ class Surface:
         return np.hypot(beside, np.maximum(ahead - self.length_um[foot] / self.pixel_size_um / 2, 0)) * self.pixel_size_um, foot
 
     @cached_property
-    def _edge(self): return None if self.roi.all() else ndimage.distance_transform_edt(np.pad(self.roi, 1))[1:-1, 1:-1]
+    def _edge(self): return None if self.roi.all() else edge_distance(self.roi)
 
     def edge_um(self, points):
         "Distance in um of each of `points` (n, 2) px to the edge of the analysed part."

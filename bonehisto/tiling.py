@@ -60,12 +60,13 @@ def cut_tiles(
 # %% ../nbs/20_tiling.ipynb #c96b6cf5
 def block_means(
     pixels,  # (n, H, W, C) uint8
-    step,    # side of a block, 1 to 16 px; what does not fill one is left out
+    step,    # side of a block, px; what does not fill one is left out
 ):
     "Means of blocks (n, H // step, W // step, C), float32."
     h, w = (s // step * step for s in pixels.shape[1:3])
-    rows = sum((pixels[:, i:h:step] for i in range(1, step)), pixels[:, :h:step].astype(np.uint16))  # 16 x 16 x 255 still fits
-    return sum((rows[:, :, i:w:step] for i in range(1, step)), rows[:, :, :w:step].astype(np.uint16)) / np.float32(step**2)
+    kind = np.uint16 if step <= 16 else np.uint32  # 16 x 16 x 255 still fits
+    rows = sum((pixels[:, i:h:step] for i in range(1, step)), pixels[:, :h:step].astype(kind))
+    return sum((rows[:, :, i:w:step] for i in range(1, step)), rows[:, :, :w:step].astype(kind)) / np.float32(step**2)
 
 def describe_tile(
     pixels,          # (H, W, 3) uint8: the part of a tile that belongs to the ROI
