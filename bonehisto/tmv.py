@@ -130,7 +130,7 @@ def interval_spans(intervals):
     if intervals is None: return {}
     lacking = [c for c in ("subject", "parameter", "low", "high") if c not in intervals]
     if lacking: raise UserError(f"the table of intervals lacks column {', '.join(lacking)}: its columns are {', '.join(map(str, intervals.columns))}")
-    if not all(pd.api.types.is_numeric_dtype(intervals[c]) for c in ("low", "high")): raise UserError("the table of intervals holds texts in low or high: give numbers, empty where a bound is unknown")
+    if not all(pd.api.types.is_numeric_dtype(intervals[c]) or intervals[c].isna().all() for c in ("low", "high")): raise UserError("the table of intervals holds texts in low or high: give numbers, empty where a bound is unknown")
     kept = intervals[np.isfinite(intervals[["low", "high"]].astype(float)).all(axis=1)]
     for bad, what in ((kept[kept["low"] > kept["high"]], "has its low bound above its high one"), (kept[kept.duplicated(["subject", "parameter"])], "stands there twice")):
         if len(bad): raise UserError(f"the table of intervals: {bad['parameter'].iloc[0]} of subject {bad['subject'].iloc[0]} {what}: correct it")

@@ -1,4 +1,5 @@
 "Classes of turnover, mineralisation and volume: the cuts as they stand, indeterminate exactly where an interval crosses one, bad tables named by line."
+import io
 import json
 
 import numpy as np
@@ -98,6 +99,13 @@ def test_without_interval_the_value_alone_decides_and_says_so():
 def test_subjects_named_by_numbers_find_their_intervals():
     table = subjects(bfr=[25.0, 25.0]).assign(subject=[1, 2])
     assert classify_subjects(table, SHIPPED, interval(BFR, 10.0, 30.0, 2))["turnover"].tolist() == ["normal", "indeterminate"]
+
+
+def test_a_table_of_intervals_without_rows_or_bounds_is_no_interval():
+    empty = pd.read_csv(io.StringIO("subject,parameter,low,high"))
+    assert empty["low"].dtype == object
+    for table in (empty, interval(BFR, None, None).astype({"low": object, "high": object})):
+        assert classify_subjects(subjects(), SHIPPED, table)["turnover basis"].tolist() == ["no interval"]
 
 
 @pytest.mark.parametrize("change, says", [
