@@ -13,7 +13,7 @@ from joblib import Parallel, delayed
 
 # %% ../nbs/88_audit_pages.ipynb #58fd123d
 from .audit import LONGEST, audit_figure, read_small, write_picture
-from .device import cpu_count
+from .cores import cpu_count
 from .files import UserError, progress, read_json, read_table
 from .histomorphometry import LABEL_BASE
 from .images import image_size

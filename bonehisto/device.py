@@ -2,8 +2,8 @@
 
 # %% auto #0
 __all__ = ['PRECISIONS', 'PACKAGES', 'torch_vision_ready', 'pick_device', 'gpu_count', 'has_bfloat16', 'pick_precision',
-           'autocast', 'free_memory', 'peak_memory', 'synchronise', 'StopWatch', 'cpu_count', 'set_threads',
-           'package_versions', 'describe_machine']
+           'autocast', 'free_memory', 'peak_memory', 'synchronise', 'StopWatch', 'set_threads', 'package_versions',
+           'describe_machine']
 
 # %% ../nbs/05_device.ipynb #ab7f0bbb
 import os, platform, sys, time
@@ -12,6 +12,9 @@ from importlib import metadata
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # read when torch loads: idle threads that spin slow down everyone who shares the cores
 
 import torch
+
+# %% ../nbs/05_device.ipynb #04c0de08
+from .cores import cpu_count
 
 # %% ../nbs/05_device.ipynb #2426d393
 _declared = None  # the library object must stay referenced, or the operators vanish again
@@ -112,10 +115,6 @@ class StopWatch:
     def seconds(self):
         wall, own = time.perf_counter() - self.begun[0], time.process_time() - self.begun[1]
         return min(wall, own) if self.cpu else wall
-
-def cpu_count():
-    "Number of CPU cores this process may use."
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
 
 def set_threads(
     n=None,  # threads; None reads BONEHISTO_THREADS, else takes every core

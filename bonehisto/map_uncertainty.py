@@ -12,7 +12,7 @@ from joblib import Parallel, delayed
 from scipy import stats
 
 # %% ../nbs/81_map_uncertainty.ipynb #961b0844
-from .device import cpu_count
+from .cores import cpu_count
 from .files import UserError, progress
 from .histomorphometry import measure_roi
 from .images import read_mask, read_polygon, read_probabilities

@@ -13,7 +13,7 @@ import pandas as pd
 from joblib import Parallel, delayed
 
 from .annotations import read_annotations
-from .device import cpu_count
+from .cores import cpu_count
 from .files import UserError, nearest_name, progress, read_table, write_table
 from .histomorphometry import measure_in_full, names_in_2d, pool_subject
 from .images import image_size, read_image, read_mask, read_polygon, write_mask

@@ -11,7 +11,7 @@ import pandas as pd
 from joblib import Parallel, delayed
 
 # %% ../nbs/97_measure_benchmarks.ipynb #a6a4bfc0
-from .device import cpu_count
+from .cores import cpu_count
 from .files import progress
 from .histomorphometry import measure_roi
 from .phantom import GROUPS, vary

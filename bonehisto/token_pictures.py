@@ -13,7 +13,6 @@ from pathlib import Path
 # %% ../nbs/38_token_pictures.ipynb #01a08158
 import numpy as np
 import pandas as pd
-import torch
 
 # %% ../nbs/38_token_pictures.ipynb #dd82b851
 from .files import UserError, atomic_path
@@ -55,6 +54,7 @@ def token_maps(
     batch=16,  # tiles at a time
 ):
     "`(attention (n, rows, columns), tokens (n, rows, columns, dim))` of the last block, float32; attention is the mean over heads, 1 = the mean over patches."
+    import torch
     device, modes = next(encoder.parameters()).device, [(m, m.training) for m in encoder.modules()]
     h, w = (s // encoder.patch * encoder.patch for s in tiles.shape[1:3])
     attention, tokens = [], []

@@ -104,7 +104,7 @@ def test_subjects_named_by_numbers_find_their_intervals():
 def test_a_table_of_intervals_without_rows_or_bounds_is_no_interval():
     empty = pd.read_csv(io.StringIO("subject,parameter,low,high"))
     assert empty["low"].dtype == object
-    for table in (empty, interval(BFR, None, None).astype({"low": object, "high": object})):
+    for table in (empty, interval(BFR, np.nan, np.nan).astype({"low": object, "high": object})):
         assert classify_subjects(subjects(), SHIPPED, table)["turnover basis"].tolist() == ["no interval"]
 
 
