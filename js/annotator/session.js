@@ -1,0 +1,210 @@
+// What one annotator widget holds: the label map, the proposal, marks, history. Views subscribe to it, so two
+// views of one widget show one state. Everything is drawn at once and confirmed by Python afterwards.
+import { LabelMask, NOTHING, Region, boxOf, unpack } from './mask.js'
+import { Link, inflate } from './link.js'
+
+const MARKS = { point: 'points', line: 'lines' }
+
+export class Session {
+  constructor(model) {
+    this.model = model
+    this.listeners = new Set()
+    this.link = new Link(model)
+    this.link.onsilence = unsaved => this.tell('silence', unsaved)
+    this.images = new Map()  // number of a tile's request -> [resolve, reject]
+    this.locked = new Set()
+    this.opacity = 0.45
+    this.hidden = false
+    this.cls = 1
+    this.tool = 'brush'
+    this.size = 12  // of the brush, radius in screen pixels
+    this.tolerance = 4
+    this.sinceEdit = performance.now()
+    model.on('msg:custom', (content, buffers) => this.hear(content, buffers ?? []))
+    this.link.send({ type: 'hello' })
+  }
+
+  subscribe(listener) { this.listeners.add(listener); return () => this.listeners.delete(listener) }
+  tell(what, ...rest) { for (const listener of this.listeners) listener(what, ...rest) }
+  get ready() { return !!this.mask }
+  get writable() { return this.ready && !this.roi.readonly }
+
+  // What Python says
+
+  async hear(message, buffers) {
+    const bytes = buffers.map(b => b instanceof DataView ? new Uint8Array(b.buffer, b.byteOffset, b.byteLength) : new Uint8Array(b))
+    if (message.type === 'tile') { this.settle(message, bytes[0]); return }
+    if (message.to && message.to !== this.link.client) return
+    if (message.n && message.client === this.link.client) this.link.answered(message.n)
+    const patches = (message.patches ?? []).map((p, i) => ({ ...p, bits: bytes[i] }))
+    switch (message.type) {
+      case 'roi': await this.open(message, bytes); break
+      case 'edit': if (message.client !== this.link.client) this.carryOut(this.entry({ ...message, patches })); break
+      case 'undo': case 'redo': if (message.client !== this.link.client) this.step(message.type); break
+      case 'failed': this.tell('say', message.text, 'error'); break
+      case 'proposal': this.propose(patches, message); break
+      case 'points': this.suggested = message.points; this.tell('marks'); this.tell('say', message.text, 'info'); break
+      case 'readout': this.readout = message.rows; this.tell('readout'); break
+      case 'say': this.tell('say', message.text, message.level ?? 'info'); break
+    }
+  }
+
+  async open(message, bytes) {
+    const serial = this.serial = (this.serial ?? 0) + 1, { width, height } = message.roi
+    const data = await inflate(bytes[0])
+    if (serial !== this.serial) return  // another ROI was opened meanwhile
+    this.roi = message.roi
+    this.classes = message.roi.classes
+    this.mask = new LabelMask(width, height, data)
+    this.proposal = new LabelMask(width, height, new Uint8Array(width * height).fill(NOTHING))
+    this.region = new Region(width, height)
+    this.done = []; this.undone = []  // what the browser can take back; older steps are Python's
+    this.points = message.points ?? []; this.lines = message.lines ?? []
+    this.suggested = []
+    this.readout = null
+    this.picture = bytes[1] ? URL.createObjectURL(new Blob([bytes[1]], { type: message.roi.format })) : null
+    this.cls = this.classes.some(c => c.id === this.cls) ? this.cls : Math.min(1, this.classes.length - 1)
+    this.begun = this.sinceEdit = performance.now()
+    this.tell('roi')
+  }
+
+  // Edits
+
+  seconds() { const now = performance.now(), s = (now - this.sinceEdit) / 1000; this.sinceEdit = now; return +s.toFixed(3) }
+
+  entry({ kind, patches = [], mark, of }) { return { kind, patches, mark, of } }
+
+  edit(content) {
+    if (!this.writable) { this.tell('say', this.roi?.why || 'Nothing is open.', 'warn'); return false }
+    const { patches = [], ...rest } = content
+    const entry = this.entry({ ...rest, patches })
+    this.carryOut(entry)
+    this.link.send({ type: 'edit', cls: this.cls, source: 'human', ...rest, seconds: this.seconds(), patches: patches.map(({ bits, ...p }) => p) }, patches.map(p => p.bits), true)
+    return true
+  }
+
+  carryOut(entry) {
+    this.apply(entry)
+    this.done.push(entry); this.undone = []
+    this.tell('history')
+  }
+
+  apply(entry) {
+    entry.inverse = []
+    for (const p of entry.patches) { entry.inverse.unshift(...this.mask.apply(p)); this.clearProposal(p) }
+    if (entry.patches.length) this.tell('mask', boxOf(entry.patches))
+    if (entry.mark) {
+      const list = MARKS[entry.mark.type]
+      if (entry.kind === 'remove') this[list] = this[list].filter(m => m.key !== entry.mark.key)
+      else this[list] = [...this[list], entry.mark]
+      this.tell('marks')
+    }
+  }
+
+  revert(entry) {
+    for (const p of entry.inverse) this.mask.apply(p)
+    if (entry.inverse.length) this.tell('mask', boxOf(entry.inverse))
+    for (const p of entry.returned ?? []) this.proposal.apply(p)
+    if (entry.returned?.length) this.tell('proposal', boxOf(entry.returned))
+    if (entry.mark) {
+      const list = MARKS[entry.mark.type]
+      if (entry.kind === 'remove') this[list] = [...this[list], entry.mark]
+      else this[list] = this[list].filter(m => m.key !== entry.mark.key)
+      this.tell('marks')
+    }
+  }
+
+  step(way) {
+    const [from, to] = way === 'undo' ? [this.done, this.undone] : [this.undone, this.done]
+    const entry = from.pop()
+    if (!entry) return false
+    if (way === 'undo') this.revert(entry); else this.apply(entry)
+    to.push(entry)
+    this.tell('history')
+    return true
+  }
+
+  undo() { this.backOrForth('undo') }
+  redo() { this.backOrForth('redo') }
+
+  backOrForth(way) {
+    if (!this.writable) return
+    const here = this.step(way)
+    if (here || (way === 'undo' && this.roi.earlier)) this.link.send({ type: way, here, seconds: this.seconds() }, [], true)
+    else this.tell('say', `Nothing to ${way}.`)
+  }
+
+  // Proposals
+
+  propose(patches, message) {
+    if (message.asked && message.asked < (this.asked ?? 0)) return  // a later click was made since
+    if (message.fresh !== false) this.withdraw()
+    for (const p of patches) this.proposal.apply(p)
+    if (patches.length) this.tell('proposal', boxOf(patches))
+    this.proposed = { model: message.model, weights: message.weights, confidence: message.confidence, tool: message.tool ?? 'suggest' }
+    this.tell('proposed', message)
+  }
+
+  withdraw() {
+    if (!this.proposal) return
+    this.proposal.data.fill(NOTHING); this.proposal.counts.fill(0); this.proposal.counts[NOTHING] = this.proposal.data.length
+    this.tell('proposal', { x: 0, y: 0, width: this.mask.width, height: this.mask.height })
+  }
+
+  get proposes() { return this.proposal && this.proposal.counts[NOTHING] < this.proposal.data.length }
+
+  clearProposal(p) {  // what was edited is decided: no proposal there any more
+    if (this.proposes) { this.proposal.apply({ ...p, value: NOTHING }); this.tell('proposal', p) }
+  }
+
+  // Accept or reject the piece at a pixel, or all of it where none is given.
+  decide(verdict, at) {
+    if (!this.proposes) { this.tell('say', 'There is no proposal to ' + verdict + '.'); return }
+    const region = this.region, values = new Set()
+    if (at) {
+      if (this.proposal.at(...at) === NOTHING) { this.tell('say', 'There is no proposal here.'); return }
+      values.add(this.proposal.piece(...at, region))
+    } else for (let v = 0; v < NOTHING; v++) if (this.proposal.counts[v]) values.add(v)
+    const all = new Region(this.mask.width, this.mask.height), patches = [], gone = []
+    for (const v of values) {
+      if (!at) { all.clear(); all.grow(0, 0, all.width, all.height); for (let i = 0; i < all.marks.length; i++) all.marks[i] = this.proposal.data[i] === v ? 1 : 0 }
+      const taken = at ? region : all
+      const whole = this.proposal.patch(taken, NOTHING)
+      if (whole) gone.push(whole)
+      if (verdict === 'accept') { const p = this.mask.patch(taken, v, this.locked); if (p) patches.push(p) }
+    }
+    region.clear()
+    const returned = gone.flatMap(p => this.proposal.apply(p))
+    this.tell('proposal', boxOf(gone))
+    const made = this.proposed ?? {}
+    const sent = verdict === 'accept' ? patches : gone.map(p => ({ ...p }))
+    if (verdict === 'accept') {
+      if (this.edit({ kind: 'accept', tool: made.tool, patches: sent, pixels: gone.reduce((a, p) => a + count(p), 0), source: 'model', model: made.model, weights: made.weights, confidence: made.confidence, whole: !at }))
+        this.done.at(-1).returned = returned
+    } else if (this.writable)
+      this.link.send({ type: 'edit', kind: 'reject', tool: made.tool, source: 'model', model: made.model, weights: made.weights, pixels: gone.reduce((a, p) => a + count(p), 0), box: Object.values(boxOf(gone)), whole: !at, patches: [], seconds: this.seconds() }, [], true)
+  }
+
+  suggest(marks) { this.asked = this.link.send({ type: 'suggest', marks }) }
+  whole() { this.asked = this.link.send({ type: 'whole' }); this.tell('say', 'Working on the whole ROI ...') }
+  head() { this.asked = this.link.send({ type: 'head' }) }
+  similar(cls) { this.link.send({ type: 'similar', cls }) }
+  ask(what, more = {}) { this.link.send({ type: what, ...more }) }
+
+  // Tiles of an image too large to send whole
+
+  tile(level, x, y) {
+    return new Promise((resolve, reject) => this.images.set(this.link.send({ type: 'tile', level, x, y }), [resolve, reject]))
+  }
+
+  settle(message, bytes) {
+    const asked = message.client === this.link.client && this.images.get(message.n)
+    if (!asked) return
+    this.images.delete(message.n)
+    if (bytes) asked[0](new Blob([bytes], { type: message.format })); else asked[1](new Error(message.text))
+  }
+
+  close() { this.link.close(); this.listeners.clear() }
+}
+
+export const count = p => { let n = 0; for (let k = 0; k < p.width * p.height; k++) n += unpack(p.bits, k); return n }

@@ -1,0 +1,176 @@
+// The picture with the label map over it: OpenSeadragon pans and zooms, a canvas of our own holds the classes,
+// an SVG the points, lines and the polygon under way.
+import OpenSeadragon from 'openseadragon'
+import { NOTHING } from './mask.js'
+
+const SVG = 'http://www.w3.org/2000/svg'
+export const MARK_COLOURS = ['#ffffff', '#f0e442', '#cc79a7', '#56b4e9', '#009e73', '#d55e00']
+
+const rgb = text => [1, 3, 5].map(i => parseInt(text.slice(i, i + 2), 16))
+
+// A map of values painted in colours, kept at the image's size and renewed by rectangles.
+class Layer {
+  constructor(mask, hatched) {
+    this.canvas = Object.assign(document.createElement('canvas'), { width: mask.width, height: mask.height })
+    this.context = this.canvas.getContext('2d')
+    this.mask = mask; this.hatched = hatched
+  }
+
+  paint({ x, y, width, height }, lut) {
+    const image = this.context.createImageData(width, height), out = new Uint32Array(image.data.buffer), { data, width: w } = this.mask
+    for (let dy = 0, k = 0; dy < height; dy++) for (let dx = 0, i = (y + dy) * w + x; dx < width; dx++, i++, k++)
+      out[k] = this.hatched && (x + dx + y + dy) % 8 > 4 ? 0 : lut[data[i]]
+    this.context.putImageData(image, x, y)
+  }
+}
+
+export class View {
+  constructor(session, place) {
+    this.session = session
+    this.stage = place
+    this.viewer = OpenSeadragon({
+      element: place, drawer: 'canvas', showNavigationControl: false, showNavigator: false, animationTime: 0.25, maxZoomPixelRatio: 24, visibilityRatio: 0.2,
+      imageSmoothingEnabled: false, immediateRender: true, preload: true, gestureSettingsMouse: { clickToZoom: false, dblClickToZoom: false, flickEnabled: false },
+      gestureSettingsPen: { clickToZoom: false, dblClickToZoom: false }, gestureSettingsTouch: { clickToZoom: false, dblClickToZoom: false },
+    })
+    this.viewer.innerTracker.keyDownHandler = this.viewer.innerTracker.keyHandler = null
+    const over = this.viewer.canvas
+    this.canvas = document.createElement('canvas'); this.canvas.className = 'bh-classes'
+    this.svg = document.createElementNS(SVG, 'svg'); this.svg.classList.add('bh-marks')
+    this.ring = document.createElement('div'); this.ring.className = 'bh-ring'
+    this.scale = document.createElement('div'); this.scale.className = 'bh-scale'
+    over.append(this.canvas, this.svg, this.ring); place.append(this.scale)
+    this.context = this.canvas.getContext('2d')
+    for (const event of ['update-viewport', 'open', 'resize']) this.viewer.addHandler(event, () => this.draw())
+    this.watch = new ResizeObserver(() => this.draw()); this.watch.observe(place)
+    this.draft = null
+  }
+
+  open() {
+    const { session } = this, { width, height, tile } = session.roi
+    this.classes = new Layer(session.mask, false); this.proposal = new Layer(session.proposal, true)
+    this.recolour()
+    const source = session.picture ? { type: 'image', url: session.picture } : {
+      width, height, tileSize: tile, minLevel: 0, maxLevel: Math.ceil(Math.log2(Math.max(width, height))), getTileUrl: (level, x, y) => `${session.roi.name}/${level}/${x}/${y}`,
+      downloadTileStart: job => {
+        const [level, x, y] = job.src.split('/').slice(-3).map(Number)
+        session.tile(level, x, y).then(blob => createImageBitmap(blob)).then(bitmap => {
+          const canvas = Object.assign(document.createElement('canvas'), { width: bitmap.width, height: bitmap.height })
+          canvas.getContext('2d').drawImage(bitmap, 0, 0)
+          job.finish(canvas.getContext('2d'), null, 'context2d')
+        }).catch(e => job.fail(String(e)))
+      },
+      downloadTileAbort: () => {},
+    }
+    this.viewer.open(source)
+  }
+
+  recolour() {
+    const solid = new Uint32Array(256), shown = new Uint32Array(256)
+    for (const c of this.session.classes) {
+      const [r, g, b] = rgb(c.colour)
+      solid[c.id] = c.id ? (255 << 24 | b << 16 | g << 8 | r) >>> 0 : 0
+      shown[c.id] = c.id ? solid[c.id] : 0xB0FFFFFF  // a proposal of background is seen too
+    }
+    shown[NOTHING] = 0
+    this.lut = [solid, shown]
+    const all = { x: 0, y: 0, width: this.session.mask.width, height: this.session.mask.height }
+    this.classes.paint(all, solid)
+    if (this.session.proposes) this.proposal.paint(all, shown)
+    this.draw()
+  }
+
+  renew(layer, box) {
+    if (!this.classes || box.width <= 0) return
+    this[layer].paint(box, this.lut[layer === 'classes' ? 0 : 1])
+    this.draw(box)
+  }
+
+  // Screen = origin + factor * image.
+  frame() {
+    const item = this.viewer.world.getItemAt(0)
+    if (!item) return null
+    const o = item.imageToViewerElementCoordinates(new OpenSeadragon.Point(0, 0)), e = item.imageToViewerElementCoordinates(new OpenSeadragon.Point(1000, 0))
+    return { ox: o.x, oy: o.y, factor: (e.x - o.x) / 1000 }
+  }
+
+  toImage(event) {
+    const f = this.frame(), r = this.viewer.canvas.getBoundingClientRect()
+    return f && [(event.clientX - r.left - f.ox) / f.factor, (event.clientY - r.top - f.oy) / f.factor]
+  }
+
+  inside([x, y]) { return x >= 0 && y >= 0 && x < this.session.mask.width && y < this.session.mask.height }
+
+  draw(box) {
+    const f = this.frame()
+    if (!f || !this.classes) return
+    const { clientWidth: w, clientHeight: h } = this.viewer.canvas, density = window.devicePixelRatio || 1, { canvas, context } = this
+    if (canvas.width !== Math.round(w * density) || canvas.height !== Math.round(h * density)) { canvas.width = Math.round(w * density); canvas.height = Math.round(h * density); box = null }
+    const moved = !this.last || this.last.ox !== f.ox || this.last.oy !== f.oy || this.last.factor !== f.factor
+    if (moved) { box = null; this.last = f; this.drawMarks(); this.drawScale(f) }
+    const { mask, opacity, hidden } = this.session
+    let x0 = box ? box.x : Math.max(0, Math.floor(-f.ox / f.factor)), y0 = box ? box.y : Math.max(0, Math.floor(-f.oy / f.factor))
+    let x1 = box ? box.x + box.width : Math.min(mask.width, Math.ceil((w - f.ox) / f.factor)), y1 = box ? box.y + box.height : Math.min(mask.height, Math.ceil((h - f.oy) / f.factor))
+    if (box) { x0 = Math.max(0, x0 - 1); y0 = Math.max(0, y0 - 1); x1 = Math.min(mask.width, x1 + 1); y1 = Math.min(mask.height, y1 + 1) }
+    context.setTransform(1, 0, 0, 1, 0, 0)
+    context.save()
+    const s = density * f.factor, left = density * f.ox + x0 * s, top = density * f.oy + y0 * s, wide = (x1 - x0) * s, tall = (y1 - y0) * s
+    if (box) { context.beginPath(); context.rect(Math.floor(left), Math.floor(top), Math.ceil(wide) + 1, Math.ceil(tall) + 1); context.clip() }
+    context.clearRect(0, 0, canvas.width, canvas.height)
+    if (!hidden && x1 > x0 && y1 > y0) {
+      context.imageSmoothingEnabled = false
+      context.setTransform(s, 0, 0, s, density * f.ox, density * f.oy)
+      context.globalAlpha = opacity
+      context.drawImage(this.classes.canvas, x0, y0, x1 - x0, y1 - y0, x0, y0, x1 - x0, y1 - y0)
+      if (this.session.proposes) { context.globalAlpha = Math.min(1, opacity + 0.3); context.drawImage(this.proposal.canvas, x0, y0, x1 - x0, y1 - y0, x0, y0, x1 - x0, y1 - y0) }
+    }
+    context.restore()
+  }
+
+  drawMarks() {
+    const f = this.frame()
+    if (!f || !this.session.ready) return
+    const { points, lines, suggested, roi } = this.session, at = ([x, y]) => `${f.ox + x * f.factor},${f.oy + y * f.factor}`
+    const node = (tag, facts, text) => { const e = document.createElementNS(SVG, tag); for (const k in facts) e.setAttribute(k, facts[k]); if (text) { const t = document.createElementNS(SVG, 'title'); t.textContent = text; e.append(t) } return e }
+    const colour = (kind, name) => MARK_COLOURS[Math.max(0, roi[kind].indexOf(name)) % MARK_COLOURS.length]
+    const dot = (p, facts) => { const [x, y] = at([p.x, p.y]).split(','); return node('circle', { cx: x, cy: y, r: 5, ...facts }, p.cls) }
+    this.svg.replaceChildren(
+      ...lines.map(l => node('polyline', { points: l.points.map(at).join(' '), fill: 'none', stroke: colour('surfaces', l.cls), 'stroke-width': 2.5 }, l.cls)),
+      ...points.map(p => dot(p, { fill: colour('cells', p.cls), stroke: '#000' })),
+      ...(suggested ?? []).map(p => dot(p, { fill: 'none', stroke: colour('cells', p.cls), 'stroke-width': 2, 'stroke-dasharray': '3 2', class: 'bh-suggested' })),
+      ...(this.draft ? [...this.draft.rings, this.draft.points].filter(r => r.length).map(r => node('polyline', { points: r.map(at).join(' '), fill: 'none', stroke: '#fff', 'stroke-width': 1.5, 'stroke-dasharray': '5 3' })) : []),
+      ...(this.draft ? this.draft.points.map(p => { const [x, y] = at(p).split(','); return node('circle', { cx: x, cy: y, r: 3, fill: '#fff', stroke: '#000' }) }) : []))
+  }
+
+  drawScale(f) {
+    const um = this.session.roi.pixel_size_um
+    if (!um) { this.scale.textContent = ''; this.scale.hidden = true; return }
+    const per = f.factor / um, steps = [1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000], length = steps.findLast(s => s * per <= 140) ?? 1
+    this.scale.hidden = false; this.scale.style.width = `${length * per}px`; this.scale.textContent = length >= 1000 ? `${length / 1000} mm` : `${length} µm`
+  }
+
+  circle(event) {
+    const { tool, size } = this.session, shown = ['brush', 'erase'].includes(tool), r = this.viewer.canvas.getBoundingClientRect()
+    this.ring.hidden = !shown
+    if (!shown) return
+    Object.assign(this.ring.style, { width: `${2 * size}px`, height: `${2 * size}px`, left: `${event.clientX - r.left - size}px`, top: `${event.clientY - r.top - size}px` })
+  }
+
+  // The picture as it is drawn, `size` pixels about a place on the screen, with the image pixel of each.
+  window(event, size) {
+    const r = this.viewer.canvas.getBoundingClientRect(), from = this.viewer.drawer.canvas, k = from.width / r.width, half = size >> 1
+    const context = from.getContext('2d', { willReadFrequently: true })
+    return context.getImageData(Math.round((event.clientX - r.left) * k) - half, Math.round((event.clientY - r.top) * k) - half, size, size)
+  }
+
+  filter(text) { this.viewer.drawer.canvas.style.filter = text }
+  fit() { this.viewer.viewport.goHome(true) }
+  zoom(by) { this.viewer.viewport.zoomBy(by); this.viewer.viewport.applyConstraints() }
+  pan(dx, dy) { this.viewer.viewport.panBy(this.viewer.viewport.deltaPointsFromPixels(new OpenSeadragon.Point(dx, dy))); this.viewer.viewport.applyConstraints() }
+  goTo({ x, y, width, height }) {
+    const item = this.viewer.world.getItemAt(0)
+    if (item) this.viewer.viewport.fitBounds(item.imageToViewportRectangle(x, y, width, height), true)
+  }
+
+  close() { this.watch.disconnect(); this.viewer.destroy() }
+}
