@@ -18,7 +18,7 @@ export class Session {
     this.cls = 1
     this.tool = 'brush'
     this.size = 12  // of the brush, radius in screen pixels
-    this.tolerance = 4
+    this.tolerance = 2.5
     this.sinceEdit = performance.now()
     model.on('msg:custom', (content, buffers) => this.hear(content, buffers ?? []))
     this.link.send({ type: 'hello' })

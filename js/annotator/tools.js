@@ -71,7 +71,6 @@ export class Pointer {
 
   extend(at) {
     const { session, view, active } = this
-    active.trail ??= new Set()
     const box = session.region.capsule(active.at[0], active.at[1], at[0], at[1], active.radius)
     active.at = at
     if (!box) return

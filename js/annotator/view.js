@@ -41,6 +41,7 @@ export class View {
     this.scale = document.createElement('div'); this.scale.className = 'bh-scale'
     over.append(this.canvas, this.svg, this.ring); place.append(this.scale)
     this.context = this.canvas.getContext('2d')
+    this.viewer.addHandler('open', () => this.fit())
     for (const event of ['update-viewport', 'open', 'resize']) this.viewer.addHandler(event, () => this.draw())
     this.watch = new ResizeObserver(() => this.draw()); this.watch.observe(place)
     this.draft = null
@@ -86,6 +87,17 @@ export class View {
     this.draw(box)
   }
 
+  // The stroke under way, seen at once: what is marked takes its colour before it is an edit.
+  ink(box, value, region, locked) {
+    if (!this.classes) return
+    const { x, y, width, height } = box, { data, width: w } = this.session.mask, [solid] = this.lut
+    const image = this.classes.context.createImageData(width, height), out = new Uint32Array(image.data.buffer)
+    for (let dy = 0, k = 0; dy < height; dy++) for (let dx = 0, i = (y + dy) * w + x; dx < width; dx++, i++, k++)
+      out[k] = solid[region.marks[i] && !locked.has(data[i]) ? value : data[i]]
+    this.classes.context.putImageData(image, x, y)
+    this.draw(box)
+  }
+
   // Screen = origin + factor * image.
   frame() {
     const item = this.viewer.world.getItemAt(0)
@@ -111,11 +123,15 @@ export class View {
     const { mask, opacity, hidden } = this.session
     let x0 = box ? box.x : Math.max(0, Math.floor(-f.ox / f.factor)), y0 = box ? box.y : Math.max(0, Math.floor(-f.oy / f.factor))
     let x1 = box ? box.x + box.width : Math.min(mask.width, Math.ceil((w - f.ox) / f.factor)), y1 = box ? box.y + box.height : Math.min(mask.height, Math.ceil((h - f.oy) / f.factor))
-    if (box) { x0 = Math.max(0, x0 - 1); y0 = Math.max(0, y0 - 1); x1 = Math.min(mask.width, x1 + 1); y1 = Math.min(mask.height, y1 + 1) }
+    const s = density * f.factor
+    if (box) {  // what is cleared is whole screen pixels, so draw a little more than that
+      const pad = Math.ceil(2 / s) + 1
+      x0 = Math.max(0, x0 - pad); y0 = Math.max(0, y0 - pad); x1 = Math.min(mask.width, x1 + pad); y1 = Math.min(mask.height, y1 + pad)
+    }
     context.setTransform(1, 0, 0, 1, 0, 0)
     context.save()
-    const s = density * f.factor, left = density * f.ox + x0 * s, top = density * f.oy + y0 * s, wide = (x1 - x0) * s, tall = (y1 - y0) * s
-    if (box) { context.beginPath(); context.rect(Math.floor(left), Math.floor(top), Math.ceil(wide) + 1, Math.ceil(tall) + 1); context.clip() }
+    const left = density * f.ox + x0 * s, top = density * f.oy + y0 * s, wide = (x1 - x0) * s, tall = (y1 - y0) * s
+    if (box) { context.beginPath(); context.rect(Math.ceil(left), Math.ceil(top), Math.floor(wide) - 1, Math.floor(tall) - 1); context.clip() }
     context.clearRect(0, 0, canvas.width, canvas.height)
     if (!hidden && x1 > x0 && y1 > y0) {
       context.imageSmoothingEnabled = false
@@ -164,7 +180,7 @@ export class View {
   }
 
   filter(text) { this.viewer.drawer.canvas.style.filter = text }
-  fit() { this.viewer.viewport.goHome(true) }
+  fit() { const item = this.viewer.world.getItemAt(0); if (item) this.viewer.viewport.fitBounds(item.getBounds(), true) }
   zoom(by) { this.viewer.viewport.zoomBy(by); this.viewer.viewport.applyConstraints() }
   pan(dx, dy) { this.viewer.viewport.panBy(this.viewer.viewport.deltaPointsFromPixels(new OpenSeadragon.Point(dx, dy))); this.viewer.viewport.applyConstraints() }
   goTo({ x, y, width, height }) {
