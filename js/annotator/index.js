@@ -18,10 +18,11 @@ function render({ model, el }) {
     root.className = 'bh-annotator'; root.tabIndex = 0; root.dataset.lmSuppressShortcuts = 'true'
     stage.className = 'bh-stage'; stage.style.height = `${model.get('height') || 560}px`
     el.append(root)
-    const middle = document.createElement('div'); middle.className = 'bh-middle'; middle.append(stage)
+    const middle = document.createElement('div'), side = document.createElement('div')  // laid out before the viewer measures its place
+    middle.className = 'bh-middle'; side.className = 'bh-side'; middle.append(stage, side)
     root.append(middle)
-    const view = new View(session, stage), pointer = new Pointer(session, view), panel = new Panel(session, view, pointer, root)
-    root.prepend(panel.bar); middle.append(panel.side); root.append(panel.message)
+    const view = new View(session, stage), pointer = new Pointer(session, view), panel = new Panel(session, view, pointer, root, side)
+    root.prepend(panel.bar); root.append(panel.message)
     const open = () => { view.open(); panel.open(); panel.history() }
     const told = {
       roi: open, mask: box => { view.renew('classes', box); panel.areas() }, proposal: box => { view.renew('proposal', box); view.draw(box) },

@@ -20,7 +20,7 @@ const el = (tag, facts = {}, ...children) => {
 }
 
 export class Panel {
-  constructor(session, view, pointer, root) {
+  constructor(session, view, pointer, root, side) {
     Object.assign(this, { session, view, pointer, root })
     const button = (text, title, act, facts = {}) => el('button', { type: 'button', textContent: text, title, onclick: () => { act(); root.focus({ preventScroll: true }) }, ...facts })
     this.tools = new Map(TOOLS.map(([name, text, keyName, title]) => [name, button(text, `${title} (${keyName})`, () => this.choose(name))]))
@@ -41,7 +41,7 @@ export class Panel {
     this.undo = button('Undo', 'Take back the last step (Z)', () => session.undo()); this.redo = button('Redo', 'Do it again (Shift+Z)', () => session.redo())
     this.bar = el('div', { className: 'bh-bar' }, [...this.tools.values()],
       this.undo, this.redo, button('Fit', 'Whole picture (F)', () => view.fit()), button('+', 'Zoom in (+)', () => view.zoom(1.4)), button('−', 'Zoom out (-)', () => view.zoom(1 / 1.4)))
-    this.side = el('div', { className: 'bh-side' }, this.state, this.classes,
+    side.append(...[this.state, this.classes,
       this.size,
       slider('Opacity', 'Of the classes over the picture', 0, 1, 0.05, session.opacity, v => { session.opacity = v; session.tell('look') }),
       slider('Wand', 'How unlike a pixel may be and still belong', 0.5, 8, 0.25, session.tolerance, v => { session.tolerance = v }),
@@ -51,7 +51,7 @@ export class Panel {
       el('div', { className: 'bh-row' }, this.cell, button('Find similar', 'Propose more cells that look like those marked (G)', () => session.similar(session.cell))),
       el('div', { className: 'bh-row' }, this.surface),
       this.light, this.readout,
-      el('div', { className: 'bh-row' }, button('Done', 'This ROI is finished: save it as a mask', () => session.ask('done')), button('Next ROI', 'The next one of the queue (Space)', () => session.ask('next'))))
+      el('div', { className: 'bh-row' }, button('Done', 'This ROI is finished: save it as a mask', () => session.ask('done')), button('Next ROI', 'The next one of the queue (Space)', () => session.ask('next')))])
     this.filters = this.makeFilters()
     this.choose(session.tool)
     root.addEventListener('keydown', e => this.key(e)); root.addEventListener('keyup', e => { if (e.key.toLowerCase() === 'h') this.hide(false) })
