@@ -45,7 +45,7 @@ export class Panel {
       this.size,
       slider('Opacity', 'Of the classes over the picture', 0, 1, 0.05, session.opacity, v => { session.opacity = v; session.tell('look') }),
       slider('Wand', 'How unlike a pixel may be and still belong', 0.5, 8, 0.25, session.tolerance, v => { session.tolerance = v }),
-      el('div', { className: 'bh-row' }, button('Hide', 'Hide the classes; they stay hidden while the key is held (H)', () => this.hide(!session.hidden))),
+      el('div', { className: 'bh-row' }, button('Hide', 'Hide the classes; they stay hidden while the key is held (H)', () => this.hide(!session.hidden)), button('Same tissue', 'Show what is like the place under the cursor (D)', () => this.compare(), { className: 'bh-compare' })),
       el('div', { className: 'bh-row' }, button('Model’s proposal', 'What the trained head draws here (M)', () => session.head()), button('Whole ROI', 'Suggest for the whole ROI from your clicks (U)', () => session.whole())),
       el('div', { className: 'bh-row' }, button('Accept all', 'Take the whole proposal (A)', () => session.decide('accept')), button('Reject all', 'Refuse the whole proposal (X)', () => session.decide('reject'))),
       el('div', { className: 'bh-row' }, this.cell, button('Find similar', 'Propose more cells that look like those marked (G)', () => session.similar(session.cell))),
@@ -85,6 +85,14 @@ export class Panel {
     if (!this.rows?.has(cls)) return
     this.session.cls = cls
     for (const [id, { row }] of this.rows) row.classList.toggle('bh-on', id === cls)
+  }
+
+  compare() {
+    const { session } = this
+    session.previewing = !session.previewing
+    if (session.previewing && !session.preview) this.say('The tokens of this ROI are still being computed.')
+    this.root.querySelector('.bh-compare').classList.toggle('bh-on', session.previewing)
+    session.tell('look')
   }
 
   hide(hidden) { this.session.hidden = hidden; this.session.tell('look') }
@@ -140,6 +148,7 @@ export class Panel {
     else if (k === 'u') session.whole()
     else if (k === 'g') session.similar(session.cell)
     else if (k === 'h') this.hide(true)
+    else if (k === 'd') this.compare()
     else if (k === 'f') view.fit()
     else if (k === ' ') session.ask('next')
     else if (k === 'enter') this.pointer.close()

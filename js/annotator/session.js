@@ -2,6 +2,7 @@
 // views of one widget show one state. Everything is drawn at once and confirmed by Python afterwards.
 import { LabelMask, NOTHING, Region, boxOf, unpack } from './mask.js'
 import { Link, inflate } from './link.js'
+import { Preview } from './preview.js'
 
 const MARKS = { point: 'points', line: 'lines' }
 
@@ -15,6 +16,7 @@ export class Session {
     this.locked = new Set()
     this.opacity = 0.45
     this.hidden = false
+    this.previewing = false
     this.cls = 1
     this.tool = 'brush'
     this.size = 12  // of the brush, radius in screen pixels
@@ -44,6 +46,7 @@ export class Session {
       case 'failed': this.tell('say', message.text, 'error'); break
       case 'proposal': this.propose(patches, message); break
       case 'points': this.suggested = message.points; this.tell('marks'); this.tell('say', message.text, 'info'); break
+      case 'tokens': this.preview = new Preview(message, bytes[0]); break
       case 'readout': this.readout = message.rows; this.tell('readout'); break
       case 'say': this.tell('say', message.text, message.level ?? 'info'); break
     }
@@ -61,6 +64,7 @@ export class Session {
     this.done = []; this.undone = []  // what the browser can take back; older steps are Python's
     this.points = message.points ?? []; this.lines = message.lines ?? []
     this.suggested = []
+    this.preview = null
     this.readout = null
     this.picture = bytes[1] ? URL.createObjectURL(new Blob([bytes[1]], { type: message.roi.format })) : null
     this.cls = this.classes.some(c => c.id === this.cls) ? this.cls : Math.min(1, this.classes.length - 1)

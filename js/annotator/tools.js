@@ -39,6 +39,8 @@ export class Pointer {
     this.here = this.view.toImage(e)
     this.last = e
     this.view.circle(e)
+    const { preview, previewing } = this.session
+    if (previewing && preview && !this.active && this.here && preview.at(this.here)) this.view.draw()
     if (!this.active) return
     e.stopPropagation()
     for (const part of e.getCoalescedEvents?.().length ? e.getCoalescedEvents() : [e]) {

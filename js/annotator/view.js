@@ -140,6 +140,12 @@ export class View {
       context.drawImage(this.classes.canvas, x0, y0, x1 - x0, y1 - y0, x0, y0, x1 - x0, y1 - y0)
       if (this.session.proposes) { context.globalAlpha = Math.min(1, opacity + 0.3); context.drawImage(this.proposal.canvas, x0, y0, x1 - x0, y1 - y0, x0, y0, x1 - x0, y1 - y0) }
     }
+    const { preview, previewing } = this.session
+    if (previewing && preview) {
+      context.imageSmoothingEnabled = true; context.globalAlpha = 1
+      context.setTransform(s, 0, 0, s, density * f.ox, density * f.oy)
+      context.drawImage(preview.canvas, 0, 0, preview.columns * preview.cell, preview.rows * preview.cell)
+    }
     context.restore()
   }
 
