@@ -110,7 +110,7 @@ export class Panel {
     this.readout.replaceChildren(...rows.map(([name, value]) => el('tr', {}, el('td', { textContent: name }), el('td', { textContent: value }))))
   }
 
-  history() { this.undo.disabled = !this.session.done.length && !this.session.roi.earlier; this.redo.disabled = !this.session.undone.length }
+  history() { this.undo.disabled = !this.session.done.length && !this.session.roi.earlier; this.redo.disabled = !this.session.undone.length && !this.session.roi.later }
 
   say(text, level = 'info') { this.message.textContent = text; this.message.className = `bh-message bh-${level}` }
 

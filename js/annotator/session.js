@@ -53,9 +53,9 @@ export class Session {
   }
 
   async open(message, bytes) {
-    const serial = this.serial = (this.serial ?? 0) + 1, { width, height } = message.roi
+    const serial = this.opened = (this.opened ?? 0) + 1, { width, height } = message.roi
     const data = await inflate(bytes[0])
-    if (serial !== this.serial) return  // another ROI was opened meanwhile
+    if (serial !== this.opened) return  // another ROI was opened meanwhile
     this.roi = message.roi
     this.classes = message.roi.classes
     this.mask = new LabelMask(width, height, data)
@@ -68,6 +68,8 @@ export class Session {
     this.readout = null
     this.picture = bytes[1] ? URL.createObjectURL(new Blob([bytes[1]], { type: message.roi.format })) : null
     this.cls = this.classes.some(c => c.id === this.cls) ? this.cls : Math.min(1, this.classes.length - 1)
+    this.steps = 0
+    this.link.forget()
     this.begun = this.sinceEdit = performance.now()
     this.tell('roi')
   }
@@ -83,9 +85,12 @@ export class Session {
     const { patches = [], ...rest } = content
     const entry = this.entry({ ...rest, patches })
     this.carryOut(entry)
-    this.link.send({ type: 'edit', cls: this.cls, source: 'human', ...rest, seconds: this.seconds(), patches: patches.map(({ bits, ...p }) => p) }, patches.map(p => p.bits), true)
+    this.save({ type: 'edit', cls: this.cls, source: 'human', ...rest, patches: patches.map(({ bits, ...p }) => p) }, patches.map(p => p.bits))
     return true
   }
+
+  // Steps bear consecutive numbers, so that Python sees one that is lacking and one that comes twice.
+  save(content, buffers = []) { this.link.send({ ...content, step: ++this.steps, opening: this.roi.opening, seconds: this.seconds() }, buffers, true) }
 
   carryOut(entry) {
     this.apply(entry)
@@ -134,7 +139,7 @@ export class Session {
   backOrForth(way) {
     if (!this.writable) return
     const here = this.step(way)
-    if (here || (way === 'undo' && this.roi.earlier)) this.link.send({ type: way, here, seconds: this.seconds() }, [], true)
+    if (here || (way === 'undo' ? this.roi.earlier : this.roi.later)) this.save({ type: way, here })
     else this.tell('say', `Nothing to ${way}.`)
   }
 
@@ -186,7 +191,7 @@ export class Session {
       if (this.edit({ kind: 'accept', tool: made.tool, patches: sent, pixels: gone.reduce((a, p) => a + count(p), 0), source: 'model', model: made.model, weights: made.weights, confidence: made.confidence, whole: !at }))
         this.done.at(-1).returned = returned
     } else if (this.writable)
-      this.link.send({ type: 'edit', kind: 'reject', tool: made.tool, source: 'model', model: made.model, weights: made.weights, pixels: gone.reduce((a, p) => a + count(p), 0), box: Object.values(boxOf(gone)), whole: !at, patches: [], seconds: this.seconds() }, [], true)
+      this.save({ type: 'edit', kind: 'reject', tool: made.tool, cls: this.cls, source: 'model', model: made.model, weights: made.weights, pixels: gone.reduce((a, p) => a + count(p), 0), box: Object.values(boxOf(gone)), whole: !at, patches: [] })
   }
 
   suggest(marks) { this.asked = this.link.send({ type: 'suggest', marks }) }

@@ -63,6 +63,9 @@ export class View {
       },
       downloadTileAbort: () => {},
     }
+    const shown = `${session.roi.subject}/${session.roi.name}`
+    if (shown === this.shown) { this.drawMarks(); return }  // the same picture: stay where it was
+    this.shown = shown
     this.viewer.open(source)
   }
 
