@@ -42,7 +42,7 @@ def inspect_roi(
     shape = size if size[0] else None
     if roi.mask and (roi.modality or manifest.masks == "instances"):
         said = []
-        attempt("mask", lambda: read_mask(roi.mask, manifest.class_table(roi.modality or "brightfield"), manifest.masks, shape, said))
+        attempt("mask", lambda: read_mask(roi.mask, manifest.class_table(roi.modality or "brightfield"), manifest.masks, shape, said, unlabelled=True))
         notes.extend(("mask", n) for n in said)
     elif roi.mask: notes.append(("mask", "not used: a mask needs the ROI's modality, which says what its ids mean"))
     if roi.polygon and shape: attempt("polygon", lambda: read_polygon(roi.polygon, shape))
