@@ -3,7 +3,9 @@
 # %% auto #0
 __all__ = ['run_lengths', 'from_run_lengths', 'unpacked', 'write_coco', 'read_coco']
 
-# %% ../nbs/88_coco_labels.ipynb #d327c5fa
+# %% ../nbs/88_coco_labels.ipynb #ec566cb3
+from pathlib import Path
+
 import numpy as np
 import shapely
 
@@ -66,9 +68,9 @@ def _entries(found, key): return [e for e in found[key] if isinstance(e, dict)]
 def _image(found, path, wanted, shape):
     "The entry of the image that is meant. Raises `UserError` where it is not told or has another size."
     images = _entries(found, "images")
-    names = [str(i.get("file_name")) for i in images]
+    names, wanted = [Path(str(i.get("file_name"))).name for i in images], Path(wanted or "").name
     if len(images) > 1:
-        if wanted not in names: raise UserError(f"{path}: holds {len(images)} images, none named {wanted}: {', '.join(names[:5])}{' ...' if len(names) > 5 else ''}: name the one that is meant")
+        if wanted not in names: raise UserError(f"{path}: holds {len(images)} images, none of them `{wanted}`: {', '.join(names[:5])}{' ...' if len(names) > 5 else ''}: name the one that is meant")
         images = [images[names.index(wanted)]]
     if not images: raise UserError(f"{path}: lists no image: export the labels with their image")
     size = images[0].get("width", shape[1]), images[0].get("height", shape[0])

@@ -82,7 +82,7 @@ def export_labels(
     unknown = sorted(set(np.unique(label_map).tolist()) - set(tissue_names(classes).values()))
     if unknown: raise UserError(f"{path}: the map holds ids outside the class table: {', '.join(map(str, unknown))}; known: {', '.join(f'{c.id} {c.name}' for c in classes)}: correct the map or the table")
     size = {} if pixel_size_um is None else {"pixel_size_um": pixel_size_um}
-    given = {"points": points or {}, "lines": lines or {}, "origin": {**size, **(provenance or {})}, "pixel_size_um": pixel_size_um}
+    given = {"points": points or {}, "lines": lines or {}, "origin": {**size, **{k: v for k, v in (provenance or {}).items() if v is not None}}, "pixel_size_um": pixel_size_um}
     for kind in ("points", "lines"):
         if given[kind] and kind not in form.holds:
             others = ", ".join(s for s, f in FORMATS.items() if kind in f.holds)

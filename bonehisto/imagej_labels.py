@@ -24,7 +24,7 @@ def _region(kind, name, colour, origin, corners=None):
     region.roitype, region.name, region.stroke_color = kind, name, bytes([255, *rgb(colour)])
     region.options = ROI_OPTIONS.NONE if corners is None else ROI_OPTIONS.SUB_PIXEL_RESOLUTION
     def line(text): return "".join(c if c <= "\uffff" else "?" for c in " ".join(str(text).split()))  # the format counts in 16 bits
-    region.props = "".join(f"{re.sub('[:=]|[ ]', '_', line(k))}: {line(v)}\n" for k, v in {"class": name, **origin}.items())
+    region.props = "".join(f"{re.sub('[:=]|[ ]', '_', line(k))}: {line(v)}\n" for k, v in {**origin, "class": name}.items())
     return region
 
 def _composite(area, name, colour, origin):
@@ -91,7 +91,7 @@ def _take_region(intake, number, region, name):
     if (name := intake.name(number, text, "tissue")) is None: return
     if region.options & ROI_OPTIONS.SPLINE_FIT or region.rounded_rect_arc_size: intake.say(number, "has a rounded outline: its corners were joined by straight lines")
     xy, ring = np.concatenate(rings), np.repeat(np.arange(len(rings)), [len(r) for r in rings])
-    if not np.isfinite(xy).all(): raise ValueError("coordinates that are no numbers")
+    if not intake.sound(number, xy): return
     intake.within(number, (*xy.min(0), *xy.max(0)))
     intake.paint(number, name, *fill_rings(xy, ring, intake.shape))
 

@@ -71,6 +71,11 @@ class Intake:
             told = self.origin.setdefault(str(name), [])
             if str(text) not in told: told.append(str(text))
 
+    def sound(self, number, xy):
+        "Whether coordinates are numbers near an image; else it is said."
+        if not (sound := (np.abs(xy) < 1e9).all()): self.say(number, "has coordinates that are no numbers, or are far from any image: left out")
+        return sound
+
     def name(self, number, text, kind):
         "The class of `kind` that is meant, or None, which is said."
         if (name := class_named(text, self.known[kind])) is not None: return name
@@ -121,7 +126,7 @@ class Intake:
 
     def add(self, number, text, shapes):
         "Take in an object: any mixture of shapely points, lines and polygons, none of them multiple; an empty one tells that its cell or surface was looked for."
-        if not np.isfinite(shapely.get_coordinates(shapes)).all(): return self.say(number, "has coordinates that are no numbers: left out")
+        if not self.sound(number, shapely.get_coordinates(shapes)): return
         found = {kind: [s for s in shapes if KINDS[s.geom_type] == kind] for kind in DRAWN}
         if not shapes:
             kind = next((k for k in MARKS if class_named(text, self.known[k]) is not None), None)
