@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import shapely
 
-# %% ../nbs/88_coco_labels.ipynb #10372429
+# %% ../nbs/88_coco_labels.ipynb #ba21b129
 from .files import UserError, read_json, write_json
-from .label_intake import colours_of, rgb, tissue_names
+from .label_intake import colours_of, corners_of, rgb, tissue_names
 
 # %% ../nbs/88_coco_labels.ipynb #e9e4cab6
 def run_lengths(
@@ -80,7 +80,7 @@ def _image(found, path, wanted, shape):
 def _take_annotation(intake, number, annotation, name):
     "Hand an annotation of class `name` to the intake. Raises ValueError, TypeError or KeyError where its area cannot be read."
     area = annotation["segmentation"]
-    if isinstance(area, list): return intake.add(number, name, [shapely.Polygon(np.array(ring, float).reshape(-1, 2)) for ring in area])
+    if isinstance(area, list): return intake.add(number, name, [shapely.Polygon(corners_of(np.reshape(ring, (-1, 2)))) for ring in area])
     if tuple(area.get("size", intake.shape)) != intake.shape: raise ValueError(f"run lengths for {area['size'][::-1]} pixels")
     if name := intake.name(number, name, "tissue"): intake.paint(number, name, np.s_[:, :], from_run_lengths(area["counts"], intake.shape))
 

@@ -7,19 +7,13 @@ __all__ = ['shapes_of', 'read_geojson', 'write_geojson']
 import numpy as np
 import shapely
 
-# %% ../nbs/88_geojson_labels.ipynb #2fdd7f14
+# %% ../nbs/88_geojson_labels.ipynb #1636ca73
 from .annotations import class_text, read_features
 from .files import write_json
-from .label_intake import colours_of, rgb, tissue_names
+from .label_intake import colours_of, corners_of, rgb, tissue_names
 from .label_outlines import class_outlines
 
-# %% ../nbs/88_geojson_labels.ipynb #d8d1da37
-def _xy(corners):
-    "Corners as (n, 2) numbers. Raises ValueError where they are none."
-    xy = np.array(corners, float).reshape(len(corners), -1)[:, :2]
-    if xy.size and xy.shape[1] != 2: raise ValueError("coordinates that are no pairs")
-    return xy
-
+# %% ../nbs/88_geojson_labels.ipynb #96ec0dec
 def shapes_of(
     geometry,  # GeoJSON geometry, a dict
 ):
@@ -28,9 +22,9 @@ def shapes_of(
     if kind == "GeometryCollection": return [s for g in geometry["geometries"] for s in shapes_of(g)]
     given = geometry["coordinates"]
     if kind in ("MultiPoint", "MultiLineString", "MultiPolygon"): return [s for part in given for s in shapes_of({"type": kind[5:], "coordinates": part})]
-    if kind == "Point": return [shapely.Point(_xy([given])[0])]
-    if kind == "LineString": return [shapely.LineString(_xy(given))]
-    if kind == "Polygon": return [shapely.Polygon(_xy(given[0]), [_xy(ring) for ring in given[1:]])]
+    if kind == "Point": return [shapely.Point(corners_of([given])[0])]
+    if kind == "LineString": return [shapely.LineString(corners_of(given))]
+    if kind == "Polygon": return [shapely.Polygon(corners_of(given[0]), [corners_of(ring) for ring in given[1:]])]
     raise ValueError(f"a {kind} is no geometry")
 
 # %% ../nbs/88_geojson_labels.ipynb #0875a7d7
