@@ -83,6 +83,7 @@ def study_notes(manifest, rois):
     if without: notes.append(("", "subjects", f"{len(without)} subjects have no ROI and are left out: {shown}"))
     if n := int(rois["pixel_size_um"].isna().sum()): notes.append(("", "pixel_size_um", f"{n} ROIs of unknown pixel size: histomorphometry is left out for them"))
     if n := int((rois["modality"] == "").sum()): notes.append(("", "modality", f"{n} ROIs of open modality: the router decides"))
+    if n := len(manifest.labelled): notes.append(("", "label_folder", f"the masks of {n} ROIs were made in the annotator"))
     if n := int((rois["mask"] == "").sum()): notes.append(("", "mask", f"{n} of {len(rois)} ROIs have no mask: they take part in everything but the training and scoring of the heads"))
     lit = rois[rois["modality"] == "fluorescence"]
     if n := int(lit["interval_days"].isna().sum()): notes.append(("", "labels.dosing_days", f"{n} fluorescence ROIs without dosing days: MAR and what follows from it are left out for them"))

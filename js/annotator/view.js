@@ -41,10 +41,19 @@ export class View {
     this.scale = document.createElement('div'); this.scale.className = 'bh-scale'
     over.append(this.canvas, this.svg, this.ring); place.append(this.scale)
     this.context = this.canvas.getContext('2d')
+    this.moved = false  // by the user: until then the whole picture is shown, whatever the place becomes
+    for (const event of ['canvas-drag', 'canvas-scroll', 'canvas-pinch']) this.viewer.addHandler(event, () => { this.moved = true })
     this.viewer.addHandler('open', () => this.fit())
     for (const event of ['update-viewport', 'open', 'resize']) this.viewer.addHandler(event, () => this.draw())
-    this.watch = new ResizeObserver(() => this.draw()); this.watch.observe(place)
+    this.watch = new ResizeObserver(() => requestAnimationFrame(() => this.resized())); this.watch.observe(place)
     this.draft = null
+  }
+
+  resized() {  // a page may be laid out long after the viewer was made
+    const { clientWidth: w, clientHeight: h } = this.stage
+    if (!w || !h || !this.viewer.viewport) return
+    this.viewer.viewport.resize(new OpenSeadragon.Point(w, h), true)
+    if (this.moved) this.draw(); else this.fit()
   }
 
   open() {
@@ -189,12 +198,12 @@ export class View {
   }
 
   filter(text) { this.viewer.drawer.canvas.style.filter = text }
-  fit() { const item = this.viewer.world.getItemAt(0); if (item) this.viewer.viewport.fitBounds(item.getBounds(), true) }
-  zoom(by) { this.viewer.viewport.zoomBy(by); this.viewer.viewport.applyConstraints() }
-  pan(dx, dy) { this.viewer.viewport.panBy(this.viewer.viewport.deltaPointsFromPixels(new OpenSeadragon.Point(dx, dy))); this.viewer.viewport.applyConstraints() }
+  fit() { const item = this.viewer.world.getItemAt(0); this.moved = false; if (item) this.viewer.viewport.fitBounds(item.getBounds(), true) }
+  zoom(by) { this.moved = true; this.viewer.viewport.zoomBy(by); this.viewer.viewport.applyConstraints() }
+  pan(dx, dy) { this.moved = true; this.viewer.viewport.panBy(this.viewer.viewport.deltaPointsFromPixels(new OpenSeadragon.Point(dx, dy))); this.viewer.viewport.applyConstraints() }
   goTo({ x, y, width, height }) {
     const item = this.viewer.world.getItemAt(0)
-    if (item) this.viewer.viewport.fitBounds(item.imageToViewportRectangle(x, y, width, height), true)
+    if (item) { this.moved = true; this.viewer.viewport.fitBounds(item.imageToViewportRectangle(x, y, width, height), true) }
   }
 
   close() { this.watch.disconnect(); this.viewer.destroy() }
