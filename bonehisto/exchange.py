@@ -12,12 +12,12 @@ import numpy as np
 
 # %% ../nbs/89_exchange.ipynb #16e317d9
 from .coco_labels import read_coco, write_coco
-from .entries import CELLS, SURFACES, ClassEntry
+from .entries import CELLS, SURFACES
 from .files import UserError, nearest_name
 from .geojson_labels import read_geojson, write_geojson
 from .imagej_labels import read_imagej, write_imagej
-from .images import read_mask, write_mask
-from .label_intake import NOT_LABELLED, Intake, tissue_names
+from .images import UNLABELLED, read_mask, write_mask
+from .label_intake import Intake, tissue_names
 
 # %% ../nbs/89_exchange.ipynb #0a53db1c
 def read_picture(
@@ -25,11 +25,9 @@ def read_picture(
     intake,  # `Intake`, which becomes the map
 ):
     "Takes in the ids of a mask. Raises `UserError` where it is no mask, has another size, or ids outside the class table."
-    unlabelled, notes = ClassEntry.model_construct(id=NOT_LABELLED, name="not labelled", colour="#808080"), []
-    ids = read_mask(path, [*intake.classes, unlabelled], shape=intake.shape, notes=notes)
-    if len(intake.classes) == 2 and set(np.unique(ids)) == {0, NOT_LABELLED}: ids = read_mask(path, intake.classes, shape=intake.shape, notes=notes)
-    intake.notes += dict.fromkeys(notes)
-    intake.map[:] = ids
+    notes = []
+    intake.map[:] = read_mask(path, intake.classes, shape=intake.shape, notes=notes, unlabelled=True)
+    intake.notes += notes
 
 def write_picture(
     path,       # .png or .tif
@@ -38,7 +36,7 @@ def write_picture(
     pixel_size_um=None,
 ):
     "Write the ids as a picture, whole or not at all; returns the path."
-    if len(classes) == 2 and set(np.unique(label_map)) == {0, NOT_LABELLED}:
+    if len(classes) == 2 and set(np.unique(label_map)) == {0, UNLABELLED}:
         raise UserError(f"{path}: a picture of nothing but background and unlabelled pixels would be read as a mask of {classes[1].name}: save as .geojson")
     return write_mask(path, label_map, pixel_size_um)
 

@@ -163,7 +163,6 @@ def read_mask(
     if len(classes) == 2 and ids.size and set(found.tolist()) <= {0, 255} and 255 in found:
         notes.append("0 and 255 were read as classes 0 and 1"); return (ids > 0).astype(np.uint8)
     known = {c.id for c in classes} | ({UNLABELLED} if unlabelled else set())
-    if unlabelled and (n := counts[found == UNLABELLED].sum()): notes.append(f"{100 * n / ids.size:.1f} % of its pixels are not labelled (id {UNLABELLED})")
     unknown = [(int(i), int(n)) for i, n in zip(found, counts) if int(i) not in known]
     if unknown:
         listed = ", ".join(f"{i} ({n} px)" for i, n in unknown[:5]) + (f" and {len(unknown) - 5} more" if len(unknown) > 5 else "")

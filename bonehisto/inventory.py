@@ -16,7 +16,7 @@ from .annotations import read_annotations
 from .entries import SPLITS
 from .files import UserError, progress, read_table
 from .image_formats import check_whole, image_facts
-from .images import conversion_notes, read_image, read_mask, read_polygon
+from .images import UNLABELLED, conversion_notes, read_image, read_mask, read_polygon
 from .manifest import load_manifest
 from .roi_list import field_place
 from .splits import split_subjects
@@ -42,8 +42,9 @@ def inspect_roi(
     shape = size if size[0] else None
     if roi.mask and (roi.modality or manifest.masks == "instances"):
         said = []
-        attempt("mask", lambda: read_mask(roi.mask, manifest.class_table(roi.modality or "brightfield"), manifest.masks, shape, said, unlabelled=True))
+        ids = attempt("mask", lambda: read_mask(roi.mask, manifest.class_table(roi.modality or "brightfield"), manifest.masks, shape, said, unlabelled=roi.mask.parent == manifest.label_folder))
         notes.extend(("mask", n) for n in said)
+        if ids is not None and (share := np.mean(ids == UNLABELLED)): notes.append(("mask", f"{100 * share:.1f} % of its pixels are not labelled: training and scoring leave them out"))
     elif roi.mask: notes.append(("mask", "not used: a mask needs the ROI's modality, which says what its ids mean"))
     if roi.polygon and shape: attempt("polygon", lambda: read_polygon(roi.polygon, shape))
     if roi.annotations and shape and (marked := attempt("annotations", lambda: read_annotations(roi.annotations, shape, manifest.annotated))):
