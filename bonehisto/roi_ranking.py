@@ -16,15 +16,16 @@ from .files import UserError, read_table
 from .inventory import read_rois
 from .roi_doubt import roi_facts, run_doubt
 
-# %% ../nbs/88_ranking.ipynb #13b5a4af
+# %% ../nbs/88_ranking.ipynb #52c2a127
 class Pool:
-    "ROIs of one domain and what was seen of it. `gain()` and `novelty()` are (n,) arrays, 1 throughout where there is nothing to go by; `see(i)` says that ROI i was labelled or chosen."
+    "ROIs of one domain and what was seen of it. `gain()`, `novelty()` and `score()` are (n,) arrays, the first two 1 throughout where there is nothing to go by; `see(i)` says that ROI i was labelled or chosen."
     def __init__(self,
         facts,          # rows of `roi_facts`
         features=None,  # (N, D) of tiles
         tiles=None,     # their table: roi, blank, tissue_fraction
         floor=.1,       # what a pixel is worth that the head is sure of
         dims=32,        # of the space of tiles
+        most=64,        # tiles of an ROI that are looked at, evenly spread
     ):
         self.facts, n = facts.reset_index(drop=True), len(facts)
         columns = sorted((c for c in facts if c.startswith("px_")), key=lambda c: int(c[3:]))
@@ -36,17 +37,18 @@ class Pool:
         if known.any(): self.offers[~known] = np.median(self.offers[known], 0)
         self.labelled = np.zeros(len(self.classes))
         self.owner, self.x, self.weight, self.count = np.empty(0, int), np.empty((0, 1), np.float32), np.empty(0), np.zeros(n)
-        if features is not None: self._place(features, tiles, dims)
+        if features is not None: self._place(features, tiles, dims, most)
 
-    def _place(self, features, tiles, dims):
+    def _place(self, features, tiles, dims, most):
         row = tiles["roi"].astype(str).map({r: i for i, (r, why) in enumerate(zip(self.facts["roi"], self.facts["why"])) if not why})
-        own = row.notna().to_numpy()
+        at, size = tiles.groupby("roi").cumcount(), tiles.groupby("roi")["roi"].transform("size")
+        own = (row.notna() & ((size <= most) | ((at + 1) * most // size > at * most // size))).to_numpy()
         self.count = np.bincount(row[own].astype(int), minlength=len(self.facts)).astype(float)
         use = np.flatnonzero(own & ~tiles["blank"].to_numpy(bool))
         use = use[np.isfinite(features[use]).all(1)]
         if len(use) < 2: return
         self.owner, x = row.iloc[use].to_numpy(int), StandardScaler().fit_transform(np.asarray(features[use], np.float64))
-        self.x = PCA(min(dims, *x.shape), svd_solver="full").fit_transform(x).astype(np.float32)
+        with np.errstate(invalid="ignore"): self.x = PCA(min(dims, *x.shape), svd_solver="full").fit_transform(x).astype(np.float32)  # tiles all alike have no variance to share out
         self.weight = tiles["tissue_fraction"].to_numpy(float)[use] if "tissue_fraction" in tiles else np.ones(len(use))
         self.square = (self.x ** 2).sum(1); self.nearest = self.square.copy()  # the mean tile is 0
 
@@ -60,6 +62,8 @@ class Pool:
         out = np.sqrt(total / np.where(self.count > 0, self.count, np.nan))
         return np.where(np.isnan(out), np.nanmedian(out), out)
 
+    def score(self): return self.gain() * np.sqrt(self.novelty())
+
     def see(self, i):
         self.labelled = self.labelled + self.offers[i]
         new = np.flatnonzero(self.owner == i)
@@ -72,7 +76,7 @@ COLUMNS = ["roi", "domain", "score", "gain", "novelty", "reason", "usable", "map
 
 def _reason(pool, i, free, gain, novelty, names):
     "In a few words, why ROI i."
-    if len(pool.owner) and (not len(pool.classes) or novelty[i] / max(np.median(novelty[free]), 1e-9) > gain[i] / max(np.median(gain[free]), 1e-9)): return "unlike what is labelled"
+    if len(pool.owner) and (not len(pool.classes) or np.sqrt(novelty[i] / max(np.median(novelty[free]), 1e-9)) > gain[i] / max(np.median(gain[free]), 1e-9)): return "unlike what is labelled"
     if not len(pool.classes): return "drawn at random"
     c = pool.classes[pool.terms()[i].argmax()]
     name = names[c] if c < len(names) else f"class {c}"
@@ -104,13 +108,13 @@ def rank_rois(
     start = rng.random()
     while (left := free & ~held).any() and (n is None or len(rows) < n):
         d = min((d for d in pools if left[where[d]].any()), key=lambda d: (turns[d], d))
-        pool, w = pools[d], where[d]; gain, novelty = pool.gain(), pool.novelty()
+        pool, w = pools[d], where[d]; gain, novelty, score = pool.gain(), pool.novelty(), pool.score()
         if int((len(rows) + 1) * random + start) > int(len(rows) * random + start): k = rng.choice(np.flatnonzero(free[w])); reason = "drawn at random"
         else:
-            best = np.where(left[w], gain * novelty, -1.); k = int(np.lexsort((luck[w], best))[-1])
+            best = np.where(left[w], score, -1.); k = int(np.lexsort((luck[w], best))[-1])
             reason = _reason(pool, k, left[w], gain, novelty, (names or {}).get(d, []))
-        take(w[k], gain[k] * novelty[k], gain[k], novelty[k], reason); pool.see(k); turns[d] += 1
-    rest = [(held[i], -(s := pools[d].gain() * pools[d].novelty())[rank_of[i]] * ~held[i], luck[i], i) for d, w in where.items() for i in w[free[w]]]
+        take(w[k], score[k], gain[k], novelty[k], reason); pool.see(k); turns[d] += 1
+    rest = [(held[i], -s[rank_of[i]] * ~held[i], luck[i], i) for d, w in where.items() for s in [pools[d].score()] for i in w[free[w]]]
     for kept, score, _, i in sorted(rest): take(i, -score, np.nan, np.nan, "kept for scoring" if kept else "what is left")
     for i in np.flatnonzero(~had & (facts["why"] != "").to_numpy()): take(i, 0., np.nan, np.nan, facts["why"][i])
     at = [r[0] for r in rows]
