@@ -34,6 +34,7 @@ def take_item(
     "The `view` of the item to label next, now open; None where there is none. Raises `UserError` for a name that is none."
     name = reader_name(annotator)
     with locked_queue(labels) as queue:
+        name = next((i["annotator"] for i in queue["items"] + queue["aside"] if same_reader(i["annotator"], name)), name)  # as it was spelt before
         own = [i for i in queue["items"] if i["status"] != "waiting" and same_reader(i["annotator"], name)]
         found = [i for i in own if i["status"] == "open" and not held_elsewhere(i)] + _waits_for(queue, name, new=not own)
         if roi is not None: found = [i for i in found + [i for i in own if i["status"] in ("done", "skipped")] if i["roi"] == str(roi)]

@@ -20,7 +20,7 @@ def spread(
     "Booleans (n,): one in every block of 1 / share places, somewhere in the block."
     if share > .5: return ~spread(n, 1 - share, rng)
     chosen = np.zeros(n, bool)
-    if share > 0:
+    if n * share > 1e-6:
         blocks = np.arange(int(n * share) + 1)
         at = ((blocks + rng.random(len(blocks))) / share).astype(int); chosen[at[at < n]] = True
     return chosen
@@ -43,9 +43,12 @@ def draw_kinds(
     for i in items:
         if i["kind"] == "second reading" and i["status"] == "waiting": i["proposal"] = "model" if helped.get(i["roi"]) else "none"
 
-# %% ../nbs/88_queue_plan.ipynb #fbbaa96f
-def _stays(item, rois, place):
-    return item["roi"] in rois and (item["status"] != "waiting" or item["kind"] == "second reading" or bool(item["sent"]) or item["roi"] in place)
+# %% ../nbs/88_queue_plan.ipynb #b52ab9b9
+def _sort_out(items, rois, place):
+    "`(stay, go)` of all items: those to keep in the queue, and those to set aside."
+    begun = {i["roi"] for i in items if i["kind"] != "second reading" and (i["status"] != "waiting" or i["sent"])}
+    stays = [i["roi"] in rois and (i["status"] != "waiting" or i["roi"] in place or i["roi"] in begun and (i["kind"] == "second reading" or bool(i["sent"]))) for i in items]
+    return [i for i, s in zip(items, stays) if s], [i for i, s in zip(items, stays) if not s]
 
 def _second_readings(queue, added, readers, reread, rng):
     "The second readings that are lacking."
@@ -76,9 +79,9 @@ def plan_queue(
     with locked_queue(labels) as queue:
         rng, both = np.random.default_rng([seed, 88, queue["next"]]), queue["items"] + queue["aside"]
         queue |= {"rois": sorted(rois), "settings": shares | {"readers": readers, "seed": seed}}
-        gone, back = [i for i in queue["items"] if not _stays(i, rois, place)], [i for i in queue["aside"] if _stays(i, rois, place)]
-        queue["items"], queue["aside"] = [i for i in both if _stays(i, rois, place)], [i for i in both if not _stays(i, rois, place)]
-        had = {i["roi"] for i in both}
+        was, had = {i["id"] for i in queue["aside"]}, {i["roi"] for i in both}
+        queue["items"], queue["aside"] = _sort_out(both, rois, place)
+        gone, back = [i for i in queue["aside"] if i["id"] not in was], [i for i in queue["items"] if i["id"] in was]
         added = [new_item(queue, roi) for roi in place if roi not in had]
         for i in queue["items"] + added:
             if i["status"] == "waiting" and (r := rows.get(i["roi"])): i |= {"domain": str(r.get("domain", "")), "score": float(np.nan_to_num(r.get("score", 0.))), "mapped": bool(r.get("mapped", False)), "usable": bool(r.get("usable", True)), "reason": i["reason"] if i["sent"] else str(r.get("reason", ""))}

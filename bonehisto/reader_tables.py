@@ -20,14 +20,12 @@ def joined(
     records=None,  # table or list of dicts: columns of RECORD, those that are known
 ):
     "Readings that were begun, a row each: the items' columns and those of RECORD; `annotator` in one spelling."
-    begun = items[(items["status"] != "waiting") & (items["annotator"] != "")].drop_duplicates(["roi", "annotator"], keep="last").reset_index(drop=True)
-    records, spelt = pd.DataFrame(records if records is not None else [], columns=None if records is not None and len(records) else list(RECORD)), []
+    begun, spelt = items[(items["status"] != "waiting") & (items["annotator"] != "")], []
     def one(name):
-        known = next((s for s in spelt if same_reader(s, name)), None)
-        if known is None: spelt.append(known := str(name))
+        if (known := next((s for s in spelt if same_reader(s, name)), None)) is None: spelt.append(known := str(name))
         return known
-    begun["annotator"] = begun["annotator"].map(one)
-    told = records.reindex(columns=list(RECORD)).assign(annotator=records["annotator"].map(one), roi=records["roi"].astype(str)).drop_duplicates(["roi", "annotator"], keep="last")
+    def keyed(table): return table.assign(roi=[str(r) for r in table["roi"]], annotator=[one(a) for a in table["annotator"]]).astype({"roi": object, "annotator": object}).drop_duplicates(["roi", "annotator"], keep="last")
+    begun, told = keyed(begun), keyed(pd.DataFrame([] if records is None else records).reindex(columns=list(RECORD)))
     out = begun.merge(told, on=["roi", "annotator"], how="left", suffixes=("_item", ""))
     out["seconds"] = pd.to_numeric(out["seconds"]).fillna(pd.to_numeric(out.pop("seconds_item")))
     return out

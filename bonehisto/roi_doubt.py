@@ -49,7 +49,7 @@ def run_doubt(
 ):
     "One row per segmented tile: roi, x, y, kind, blank, focus, `doubt` (mean over the tile) and `px_0`, `doubt_0`, `px_1` ... as `tile_doubt` gives. Kept in `tables/tile_doubt.parquet` until the maps are drawn anew; ROIs whose maps cannot be read are left out."
     run = Path(run); kept, made = run / "tables/tile_doubt.parquet", run / "tables/roi_segmentation.csv"
-    with suppress(UserError):
+    with suppress(UserError, ValueError):  # what is torn is made again
         if kept.exists() and made.exists() and kept.stat().st_mtime_ns >= made.stat().st_mtime_ns: return read_table(kept)
     rois, tiles = read_table(made, dtype={"roi": str}, keep_default_na=False), read_table(run / "tables/segment_tiles.parquet")
     most = max(map(len, names.values())); words = [f"{w}_{c}" for w in ("px", "doubt") for c in range(most)]
@@ -69,6 +69,7 @@ def doubt_of_tiles(
     tiles,  # tile table of the study: roi, x, y, kind
 ):
     "Mean doubt (n,) of the study's tiles, NaN where there is no map: a column to colour the map of tiles by."
+    if not len(doubt): return np.full(len(tiles), np.nan)
     return tiles[["roi", "x", "y", "kind"]].merge(doubt[["roi", "x", "y", "kind", "doubt"]].drop_duplicates(["roi", "x", "y", "kind"]), how="left")["doubt"].to_numpy(float)
 
 # %% ../nbs/87_doubt.ipynb #fc0f00ed

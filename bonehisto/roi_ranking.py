@@ -34,10 +34,11 @@ class Pool:
         offers = np.nan_to_num(offers.astype(float)); mean = offers[known].mean(0) if known.any() else np.zeros(offers.shape[1])
         self.classes = np.flatnonzero(mean > 0); self.mean = mean[self.classes]
         self.offers = offers[:, self.classes]
-        if known.any(): self.offers[~known] = np.median(self.offers[known], 0)
+        if known.any(): self.offers[~known] = self.mean[None]
         self.labelled = np.zeros(len(self.classes))
         self.owner, self.x, self.weight, self.count = np.empty(0, int), np.empty((0, 1), np.float32), np.empty(0), np.zeros(n)
         if features is not None: self._place(features, tiles, dims, most)
+        self.middle = float(np.nanmedian(self._novelty())) if len(self.owner) else 1.
 
     def _place(self, features, tiles, dims, most):
         row = tiles["roi"].astype(str).map({r: i for i, (r, why) in enumerate(zip(self.facts["roi"], self.facts["why"])) if not why})
@@ -56,11 +57,12 @@ class Pool:
 
     def gain(self): return self.terms().mean(1) if len(self.classes) else np.ones(len(self.facts))
 
+    def _novelty(self): return np.sqrt(np.bincount(self.owner, self.weight * self.nearest, len(self.facts)) / np.where(self.count > 0, self.count, np.nan))
+
     def novelty(self):
         if not len(self.owner): return np.ones(len(self.facts))
-        total = np.bincount(self.owner, self.weight * self.nearest, len(self.facts))
-        out = np.sqrt(total / np.where(self.count > 0, self.count, np.nan))
-        return np.where(np.isnan(out), np.nanmedian(out), out)
+        out = self._novelty()
+        return np.where(np.isnan(out), self.middle, out)  # of the beginning: always in the middle of what is left would mean last
 
     def score(self): return self.gain() * np.sqrt(self.novelty())
 
