@@ -21,8 +21,8 @@ def spread(
     if share > .5: return ~spread(n, 1 - share, rng)
     chosen = np.zeros(n, bool)
     if n * share > 1e-6:
-        blocks = np.arange(int(n * share) + 1)
-        at = ((blocks + rng.random(len(blocks))) / share).astype(int); chosen[at[at < n]] = True
+        edges = (np.arange(int(n * share) + 2) / share).astype(int)
+        at = rng.integers(edges[:-1], edges[1:]); chosen[at[at < n]] = True
     return chosen
 
 # %% ../nbs/88_queue_plan.ipynb #1656733a

@@ -57,5 +57,5 @@ def reading_pairs(
     rows, done = [], items[(items["status"] == "done") & (items["kind"] != "sentinel")]
     for roi, part in done.groupby("roi", sort=False):
         readings = list(part.drop_duplicates("annotator", keep="last").sort_values("id").itertuples())
-        rows += [(roi, a.annotator, b.annotator, a.proposal != "none") for k, a in enumerate(readings) for b in readings[k + 1:] if not same_reader(a.annotator, b.annotator) and (a.proposal != "none") == (b.proposal != "none")]
+        rows += [(roi, a.annotator, b.annotator, a.proposal != "none") for k, a in enumerate(readings) for b in readings[k + 1:] if (a.proposal != "none") == (b.proposal != "none")]
     return pd.DataFrame(rows, columns=["roi", "first", "second", "assisted"])

@@ -90,10 +90,12 @@ def test_each_choice_minds_those_before_it_and_what_is_labelled():
 
 
 def test_a_class_that_was_labelled_gives_way_to_one_that_was_not():
-    facts = pd.DataFrame({"roi": ["bone1", "bone2", "bone3", "seam"], "domain": "brightfield", "why": "", "split": "", "mapped": True, "px_0": 0., "doubt_0": 0.,
-                          "px_1": [9e4, 8e4, 7e4, 1e4], "doubt_1": [900, 800, 700, 100.], "px_2": [0, 0, 0, 50.], "doubt_2": [0, 0, 0, 20.]})
-    assert rank_rois(facts, random=0, labelled=["bone1"])[0]["roi"][0] == "seam"
-    assert rank_rois(facts, random=0, labelled=["bone1"], names=NAMES)[0]["reason"][0] == "osteoid: rare or in doubt"
+    bone, seam = np.repeat([[1.2, .1], [.1, 1.]], 5, 0).T
+    facts = pd.DataFrame({"roi": [f"bone{k}" for k in range(5)] + [f"seam{k}" for k in range(5)], "domain": "brightfield", "why": "", "split": "", "mapped": True, "px_0": 0., "doubt_0": 0., "px_1": 9e4 * bone, "doubt_1": 900 * bone, "px_2": 500 * seam, "doubt_2": 50 * seam})
+    order = lambda *labelled: rank_rois(facts, random=0, labelled=labelled, names=NAMES)[0]
+    assert order()["reason"][0] in ("bone: rare or in doubt", "osteoid: rare or in doubt") and {r[:4] for r in order()["roi"][:2]} == {"bone", "seam"}
+    assert order("bone0", "bone1")["roi"][0][:4] == "seam" and order("seam0", "seam1")["roi"][0][:4] == "bone"
+    assert order("bone0", "bone1")["reason"][0] == "osteoid: rare or in doubt"
 
 
 def test_domains_take_turns_and_the_one_with_fewer_labels_comes_first():
@@ -124,6 +126,7 @@ def test_the_random_share_is_kept(seed, share):
 def test_what_is_lacking_is_said_and_done_without():
     facts, features, tiles, _ = made_pool(0)
     bare = facts[["roi", "domain", "split", "why"]].assign(mapped=False)
+    assert rank_rois(bare, random=0, seed=0)[0]["roi"].tolist() != rank_rois(bare, random=0, seed=1)[0]["roi"].tolist()
     assert "chance alone" in rank_rois(bare)[1][0] and "novelty alone" in rank_rois(bare, features, tiles)[1][0] and "doubt alone" in rank_rois(facts)[1][0]
     new = pd.concat([facts, bare.iloc[:1].assign(roi="new", why="")], ignore_index=True)
     order, notes = rank_rois(new, features, tiles, random=0)
@@ -239,6 +242,8 @@ def test_errors_are_planted_where_the_head_is_sure_and_labels_that_are_not_there
     found = [plant_error(truth, NAMES["fluorescence"], s, sure) for s in range(20)]
     assert all(p["box"][0] > 60 for p in found if p) and any(found)
     assert plant_error(truth * 0, NAMES["fluorescence"], 0) is None and plant_error(np.full((50, 50), 255, np.uint8), NAMES["fluorescence"], 0) is None
+    added = [p for s in range(20) if (p := plant_error(truth, NAMES["fluorescence"], s)) and p["error"].endswith("drawn where there is none")]
+    assert added and all((truth[y:y + h, x:x + w] != p["patches"][0]["value"]).all() for p in added for x, y, w, h in [p["box"]])
     holed = truth.copy(); holed[::2] = 255
     assert all((with_planted(holed, p)[::2] == 255).all() for s in range(5) if (p := plant_error(holed, NAMES["fluorescence"], s)))
 
@@ -277,7 +282,7 @@ def test_the_same_seed_makes_the_same_queue_and_another_one_another(tmp_path):
 @given(st.integers(0, 400), st.floats(0, 1), st.integers(0, 10**6))
 @settings(max_examples=50, deadline=None)
 def test_spread_marks_the_share_it_was_given(n, share, seed):
-    assert abs(spread(n, share, np.random.default_rng(seed)).sum() - n * share) <= 1 + .02 * n
+    assert abs(spread(n, share, np.random.default_rng(seed)).sum() - n * share) <= 1
 
 
 def test_planning_again_keeps_what_was_begun_and_orders_what_waits(tmp_path):
@@ -332,12 +337,15 @@ def test_second_readings_are_helped_as_the_first_ones_were():
     draw_kinds(items, items[:50], .3, .1, np.random.default_rng(0))
     first = {i["roi"]: i["proposal"] for i in items[:50]}
     assert all(i["proposal"] == ("none" if first[i["roi"]] == "none" else "model") for i in items[50:]) and "planted" in first.values()
+    items = [new_item(queue, f"r{k}") for k in range(50)] + [new_item(queue, f"r{k}", kind="second reading") for k in range(25)]
+    draw_kinds(items, items[:50], 0, .3, np.random.default_rng(0))
+    assert sum(i["kind"] == "sentinel" for i in items[25:50]) == 15  # where some ROIs are read once, sentinels are among these
 
 
 # ---- taking
 
 def test_nothing_a_reader_sees_tells_the_kind_of_an_item(tmp_path):
-    plan(tmp_path, 60, readers=2); kinds = queue_table(tmp_path).set_index("id")["kind"]
+    plan(tmp_path, 40, readers=2); kinds = queue_table(tmp_path).set_index("id")["kind"]
     seen = []
     for name in ("Ada", "Eve"):
         while item := take_item(tmp_path, name): seen.append(item); close_item(tmp_path, item["id"], name)
@@ -425,8 +433,9 @@ def test_an_item_open_in_a_living_process_is_not_given_to_its_reader_twice(tmp_p
         assert take_item(tmp_path, "Ada")["id"] != id
         with locked_queue(tmp_path) as queue: mine = [i for i in queue["items"] if i["holder"] and i["holder"]["pid"] == this_process()["pid"]]
         close_item(tmp_path, mine[0]["id"], "Ada")
+        with locked_queue(tmp_path) as queue: held = next(i["holder"] for i in queue["items"] if i["id"] == id); held["started"] -= 1000
+        assert take_item(tmp_path, "Ada")["id"] == id  # another process has that number now: the one that took it is gone
     finally: other.communicate("\n", timeout=60)
-    assert take_item(tmp_path, "Ada")["id"] == id
 
 
 def test_an_item_can_be_put_back_skipped_and_opened_again(tmp_path):
@@ -554,7 +563,8 @@ def test_what_was_planted_is_known_even_when_the_queue_is_lost(tmp_path):
     while item := take_item(tmp_path, "Ada"):
         kept[item["roi"]] = proposal_for(tmp_path, item["id"], TRUTH, NAMES["brightfield"]); leave_log(tmp_path, item["roi"], "Ada", "done"); close_item(tmp_path, item["id"], "Ada")
     watched = [r for r, m in kept.items() if m is not None and (m != TRUTH).any()]
-    (tmp_path / "queue.json").unlink()
+    (tmp_path / "queue.json").unlink(); leave_log(tmp_path, watched[0], "Eve", "done", time="2025-01-01T00:00:00.000+00:00")
+    assert queue_table(tmp_path).query("annotator == 'Eve'")["kind"].tolist() == ["normal"]  # she was shown nothing wrong
     assert len(watched) == 6 and set(queue_table(tmp_path).query("kind == 'sentinel'")["roi"]) == set(watched)
     assert all((without_sentinels(tmp_path, r, "Ada", kept[r]) == 255).sum() == (kept[r] != TRUTH).sum() > 0 for r in watched)
 
@@ -592,6 +602,8 @@ def test_readers_are_told_apart_and_what_no_record_tells_stays_open(tmp_path):
     assert list(table) == READERS and table["annotator"].tolist() == ["Ada", "Eve", "all"] and table["done"].tolist() == [30, 30, 60] and table["minutes"].tolist() == [30, 30, 60]
     assert (table["accepted (%)"] == 75).all() and table["edited (%)"].isna().all() and table["sentinels"][2] == (items["kind"] == "sentinel").sum() and (table["caught"] == 0).all()
     pairs = reading_pairs(items)
+    send_to_queue(tmp_path, ["r000"], by="Eve"); close_item(tmp_path, take_item(tmp_path, "Eve")["id"], "Eve")
+    assert reading_pairs(queue_table(tmp_path)).query("roi == 'r000'").shape[0] <= 1  # nobody is paired with themselves
     assert len(pairs) == 30 - (items["kind"] == "sentinel").sum() and set(pairs["first"] + pairs["second"]) <= {"AdaEve", "EveAda"} and (~pairs["assisted"]).sum() == (items["kind"] == "unassisted").sum()
 
 
