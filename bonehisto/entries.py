@@ -141,6 +141,7 @@ class Study(Entry):
     labels: Optional[Labels] = Field(None, description="give `dosing_days:` below it")
     classes: dict[Domain, ClassTable] = Field({}, description="give a list of classes under brightfield or fluorescence")
     annotated: list[Marked] = Field([], description=f"list what was looked for in every annotation file, of {', '.join((*CELLS, *SURFACES))}")
+    label_folder: Optional[Path] = Field(None, description="give the folder where the annotator keeps labels, e.g. labels, or leave it out for `labels` beside the manifest")
     truth: Optional[Path] = Field(None, description="give a table with a column `subject` and true parameters, e.g. truth_subjects.csv, or leave it out")
     origin: Optional[Path] = Field(None, description="leave it out: it is written into copies")
 

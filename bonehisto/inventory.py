@@ -16,7 +16,7 @@ from .annotations import read_annotations
 from .entries import SPLITS
 from .files import UserError, progress, read_table
 from .image_formats import check_whole, image_facts
-from .images import conversion_notes, read_image, read_mask, read_polygon
+from .images import UNLABELLED, conversion_notes, read_image, read_mask, read_polygon
 from .manifest import load_manifest
 from .roi_list import field_place
 from .splits import split_subjects
@@ -42,8 +42,9 @@ def inspect_roi(
     shape = size if size[0] else None
     if roi.mask and (roi.modality or manifest.masks == "instances"):
         said = []
-        attempt("mask", lambda: read_mask(roi.mask, manifest.class_table(roi.modality or "brightfield"), manifest.masks, shape, said))
+        ids = attempt("mask", lambda: read_mask(roi.mask, manifest.class_table(roi.modality or "brightfield"), manifest.masks, shape, said, unlabelled=roi.mask.parent == manifest.label_folder))
         notes.extend(("mask", n) for n in said)
+        if ids is not None and (share := np.mean(ids == UNLABELLED)): notes.append(("mask", f"{100 * share:.1f} % of its pixels are not labelled: training and scoring leave them out"))
     elif roi.mask: notes.append(("mask", "not used: a mask needs the ROI's modality, which says what its ids mean"))
     if roi.polygon and shape: attempt("polygon", lambda: read_polygon(roi.polygon, shape))
     if roi.annotations and shape and (marked := attempt("annotations", lambda: read_annotations(roi.annotations, shape, manifest.annotated))):
@@ -83,6 +84,7 @@ def study_notes(manifest, rois):
     if without: notes.append(("", "subjects", f"{len(without)} subjects have no ROI and are left out: {shown}"))
     if n := int(rois["pixel_size_um"].isna().sum()): notes.append(("", "pixel_size_um", f"{n} ROIs of unknown pixel size: histomorphometry is left out for them"))
     if n := int((rois["modality"] == "").sum()): notes.append(("", "modality", f"{n} ROIs of open modality: the router decides"))
+    if n := len(manifest.labelled): notes.append(("", "label_folder", f"the masks of {n} ROIs were made in the annotator"))
     if n := int((rois["mask"] == "").sum()): notes.append(("", "mask", f"{n} of {len(rois)} ROIs have no mask: they take part in everything but the training and scoring of the heads"))
     lit = rois[rois["modality"] == "fluorescence"]
     if n := int(lit["interval_days"].isna().sum()): notes.append(("", "labels.dosing_days", f"{n} fluorescence ROIs without dosing days: MAR and what follows from it are left out for them"))

@@ -15,11 +15,11 @@ import torch
 
 # %% ../nbs/59_labelled_tiles.ipynb #d7b67309
 from .files import UserError
-from .images import read_mask
+from .images import UNLABELLED, read_mask
 from .specks import least_pieces
 
 # %% ../nbs/59_labelled_tiles.ipynb #f5a7ddae
-IGNORE = 255  # "class" of a pixel that does not count; class ids are below it
+IGNORE = UNLABELLED  # "class" of a pixel that does not count; class ids are below it
 TILE = 224    # side of a tile, px
 
 def tile_mask(
@@ -44,7 +44,7 @@ class MaskFiles(Mapping):
         rois = rois[rois["mask"].fillna("") != ""]
         self.files, self.classes, self.kind = {r.roi: (r.mask, (r.height, r.width)) for r in rois.itertuples()}, classes, kind
 
-    def __getitem__(self, roi): path, shape = self.files[roi]; return read_mask(path, self.classes, self.kind, shape)
+    def __getitem__(self, roi): path, shape = self.files[roi]; return read_mask(path, self.classes, self.kind, shape, unlabelled=True)
     def __iter__(self): return iter(self.files)
     def __len__(self): return len(self.files)
 

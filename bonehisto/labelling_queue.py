@@ -9,13 +9,14 @@ import copy
 
 import pandas as pd
 
-# %% ../nbs/89_queue.ipynb #f6e30c97
+# %% ../nbs/89_queue.ipynb #afdc13cd
 from .files import UserError, nearest_name
-from .queue_file import held_elsewhere, locked_queue, new_item, note_planted, now_text, reader_name, same_reader, this_process
+from .label_files import utc_now
+from .queue_file import held_elsewhere, locked_queue, new_item, note_planted, reader_name, same_reader, this_process
 from .sentinels import plant_error, with_planted, without_planted
 
-# %% ../nbs/89_queue.ipynb #7c44e479
-VIEW = ["id", "roi", "domain", "reason", "score", "tiles", "boxes", "status"]
+# %% ../nbs/89_queue.ipynb #48680659
+VIEW = ["id", "roi", "domain", "reason", "score", "tiles", "boxes", "status", "annotator"]
 
 def _view(item): return {k: copy.deepcopy(item[k]) for k in VIEW}
 
@@ -34,13 +35,13 @@ def take_item(
     "The `view` of the item to label next, now open; None where there is none. Raises `UserError` for a name that is none."
     name = reader_name(annotator)
     with locked_queue(labels) as queue:
-        name = next((i["annotator"] for i in queue["items"] + queue["aside"] if same_reader(i["annotator"], name)), name)  # as it was spelt before
+        name = next((i["annotator"] for i in queue["items"] + queue["aside"] if same_reader(i["annotator"], name)), name)  # as it was spelt before: their records bear that name
         own = [i for i in queue["items"] if i["status"] != "waiting" and same_reader(i["annotator"], name)]
         found = [i for i in own if i["status"] == "open" and not held_elsewhere(i)] + _waits_for(queue, name, new=not own)
         if roi is not None: found = [i for i in found + [i for i in own if i["status"] in ("done", "skipped")] if i["roi"] == str(roi)]
         if not found: return None
         item = found[0]
-        item |= {"annotator": item["annotator"] or name, "status": "open", "holder": this_process(), "opened": item["opened"] or now_text(), "seen": now_text(), "closed": ""}
+        item |= {"annotator": item["annotator"] or name, "status": "open", "holder": this_process(), "opened": item["opened"] or utc_now(), "seen": utc_now(), "closed": ""}
         return _view(item)
 
 def _find(queue, id):
@@ -60,7 +61,7 @@ def close_item(
     with locked_queue(labels) as queue:
         item = _find(queue, id)
         if not same_reader(item["annotator"], annotator): raise UserError(f"item {id} ({item['roi']}) is not open with {reader_name(annotator)}: take it first")
-        item |= {"status": status, "holder": None, "closed": "" if status == "waiting" else now_text(), "seconds": item["seconds"] if seconds is None else float(seconds)}
+        item |= {"status": status, "holder": None, "closed": "" if status == "waiting" else utc_now(), "seconds": item["seconds"] if seconds is None else float(seconds)}
         if status == "waiting": item |= {"annotator": "", "opened": ""}
 
 def queue_view(
@@ -104,7 +105,7 @@ def send_to_queue(
             if item is None and any(i["status"] == "open" for i in own): busy.append(roi); continue
             if item is None: item = new_item(queue, roi, proposal="model", **{k: own[-1][k] for k in ("domain", "score", "mapped") if own})
             places = [n for n in given if n != roi and n not in item["tiles"]]
-            item |= {"reason": "sent to the queue", "sent_by": by, "sent": now_text(), "annotator": to, "tiles": item["tiles"] + places, "boxes": item["boxes"] + [at[n] for n in places if n in at]}
+            item |= {"reason": "sent to the queue", "sent_by": by, "sent": utc_now(), "annotator": to, "tiles": item["tiles"] + places, "boxes": item["boxes"] + [at[n] for n in places if n in at]}
             front.append(item)
         rest, ids = [i for i in queue["items"] if i not in front], {i["id"] for i in front}
         queue["aside"] = [i for i in queue["aside"] if i["id"] not in ids]
@@ -122,7 +123,7 @@ def proposal_for(
     "The proposal to show for an item: a class map (H, W), or None."
     with locked_queue(labels) as queue:
         item, seed = _find(queue, id), queue.get("settings", {}).get("seed", 0)
-        item["seen"] = now_text()
+        item["seen"] = utc_now()
     if class_map is None or item["proposal"] == "none": return None
     if item["proposal"] == "model": return class_map
     planted = item["planted"] or plant_error(class_map, names, [seed, 89, int(item["id"])], confidence)  # outside the lock: it takes a moment, and comes out the same for all

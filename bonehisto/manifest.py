@@ -35,6 +35,11 @@ class Manifest(Study):
         "The `Subject` of this id."
         return next(s for s in self.subjects if s.id == id)
 
+    @property
+    def labelled(self):
+        "ROIs whose mask was made in the annotator."
+        return [r for r in self.rois if r.mask and r.mask.parent == self.label_folder]
+
     def interval_days(self, subject):
         "Days between the two labels of a subject (or of its id); None where no label was given."
         subject = subject if isinstance(subject, Subject) else self.subject(subject)
@@ -91,6 +96,13 @@ def _check_files(study, rois, data_root, problems):
             if n != 2: problems.append(f"masks is instances, but classes.{domain} has {n} classes: give background and one class, or `masks: classes`")
 
 # %% ../nbs/10_manifest.ipynb #76132775
+def _take_labels(study, rois, root):
+    "What was finished in the annotator, `<roi>.png` and `<roi>.geojson` of the label folder, takes the place of given masks and annotations. A copy in a run folder keeps what it found."
+    study.label_folder = folder = (root/str(study.label_folder or "labels").replace("\\", "/")).absolute()
+    for roi in rois:
+        for field, suffix in (("mask", "png"), ("annotations", "geojson")):
+            if (path := folder/f"{roi.id}.{suffix}").is_file(): setattr(roi, field, path)
+
 MAX_SHOWN = 40  # problems shown at once
 
 def load_manifest(
@@ -123,6 +135,7 @@ def load_manifest(
     if study: _check_files(study, rois, data_root, problems)
     known = {str(e["id"]) for _, e in entries["subjects"] if isinstance(e, dict) and e.get("id") is not None}
     problems += cross_check([s for s in subjects if s], rois, known)
+    if study and not study.origin: _take_labels(study, rois, root)
     if problems: raise UserError(*_numbered(problems, lines, path.name))
     return Manifest(**{k: getattr(study, k) for k in Study.model_fields if k != "name"} | {"data_root": data_root},
                     name=study.name or root.name, root=root, path=path.absolute(), subjects=subjects, rois=rois)

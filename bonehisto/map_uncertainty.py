@@ -15,7 +15,7 @@ from scipy import stats
 from .cores import cpu_count
 from .files import UserError, progress
 from .histomorphometry import measure_roi
-from .images import read_mask, read_polygon, read_probabilities
+from .images import UNLABELLED, read_mask, read_polygon, read_probabilities
 from .map_draws import RANGES_UM, area_spread, choose_range, draw_map
 from .measure import pool_subjects
 from .statistics import parameter_columns
@@ -40,7 +40,9 @@ def fit_ranges(
 
 def _spread_job(job, classes, kind, draws, seed):
     p = read_probabilities(job["probabilities"])
-    return area_spread(p, read_mask(job["mask"], classes, kind, p.shape[:2]), job["pixel_size_um"], draws=draws, seed=[seed, zlib.crc32(str(job["roi"]).encode())])
+    truth = read_mask(job["mask"], classes, kind, p.shape[:2], unlabelled=True)
+    truth = np.where(truth == UNLABELLED, p.argmax(-1), truth)  # no error where nobody decided
+    return area_spread(p, truth, job["pixel_size_um"], draws=draws, seed=[seed, zlib.crc32(str(job["roi"]).encode())])
 
 # %% ../nbs/81_map_uncertainty.ipynb #f54b2d95
 def measure_draws(

@@ -10,10 +10,10 @@ import pandas as pd
 # %% ../nbs/89_readers.ipynb #f14976e3
 from .queue_file import same_reader
 
-# %% ../nbs/89_readers.ipynb #44b57cc3
-RECORD = {"roi": "of the reading", "annotator": "of the reading", "seconds": "worked on it", "accepted": "pieces of the proposal that were accepted", "rejected": "pieces that were rejected",
-          "proposed_px": "pixels of tissue in the proposal", "edited_px": "pixels whose label in the end is not what was proposed", "caught": "of a sentinel: whether its error was caught"}
-READERS = ["annotator", "done", "skipped", "open", "minutes", "minutes each, with proposal", "minutes each, without", "accepted (%)", "edited (%)", "second readings", "sentinels", "caught"]
+# %% ../nbs/89_readers.ipynb #b26f2312
+RECORD = {"roi": "of the reading", "annotator": "of the reading", "minutes": "worked on it", "accepted": "how often a proposal, or a piece of one, was accepted", "rejected": "how often it was rejected",
+          "accepted px": "pixels taken over from a proposal", "corrected px": "pixels of these that a hand changed afterwards", "caught": "of a sentinel: whether its error was caught (`sentinel_result`)"}
+READERS = ["annotator", "done", "skipped", "open", "minutes", "minutes each, with proposal", "minutes each, without", "accepted (%)", "corrected (%)", "second readings", "sentinels", "caught"]
 
 def joined(
     items,         # of `queue_table`
@@ -26,18 +26,18 @@ def joined(
         return known
     def keyed(table): return table.assign(roi=[str(r) for r in table["roi"]], annotator=[one(a) for a in table["annotator"]]).astype({"roi": object, "annotator": object}).drop_duplicates(["roi", "annotator"], keep="last")
     begun, told = keyed(begun), keyed(pd.DataFrame([] if records is None else records).reindex(columns=list(RECORD)))
-    out = begun.merge(told, on=["roi", "annotator"], how="left", suffixes=("_item", ""))
-    out["seconds"] = pd.to_numeric(out["seconds"]).fillna(pd.to_numeric(out.pop("seconds_item")))
-    return out
+    out = begun.merge(told, on=["roi", "annotator"], how="left")
+    for c in ("minutes", "seconds", "accepted", "rejected", "accepted px", "corrected px"): out[c] = pd.to_numeric(out[c])
+    return out.assign(minutes=out["minutes"].fillna(out["seconds"] / 60))
 
 def _percent(part, whole): return 100 * part.sum() / whole.sum() if whole.sum() > 0 else np.nan
 
 def _reader_row(name, rows):
     done = rows[rows["status"] == "done"]; helped = done["proposal"] != "none"
     watched, offered = done[done["kind"] == "sentinel"], done[helped & done["accepted"].notna()]
-    counted = done[helped & done["edited_px"].notna() & done["proposed_px"].notna()]
-    return [name, len(done), int((rows["status"] == "skipped").sum()), int((rows["status"] == "open").sum()), done["seconds"].sum(min_count=1) / 60, done.loc[helped, "seconds"].median() / 60, done.loc[~helped, "seconds"].median() / 60,
-            _percent(offered["accepted"], offered["accepted"] + offered["rejected"].fillna(0)), _percent(counted["edited_px"], counted["proposed_px"]), int((done["kind"] == "second reading").sum()), len(watched), int(watched["caught"].eq(True).sum())]
+    counted = done[helped & done["corrected px"].notna() & done["accepted px"].notna()]
+    return [name, len(done), int((rows["status"] == "skipped").sum()), int((rows["status"] == "open").sum()), done["minutes"].sum(min_count=1), done.loc[helped, "minutes"].median(), done.loc[~helped, "minutes"].median(),
+            _percent(offered["accepted"], offered["accepted"] + offered["rejected"].fillna(0)), _percent(counted["corrected px"], counted["accepted px"]), int((done["kind"] == "second reading").sum()), len(watched), int(watched["caught"].eq(True).sum())]
 
 def reader_table(
     items,         # of `queue_table`
@@ -45,7 +45,6 @@ def reader_table(
 ):
     "One row per annotator and one for all, READERS: times in minutes (medians of each reading), shares in percent; NaN where no record tells."
     rows = joined(items, records)
-    for c in ("accepted", "rejected", "edited_px", "proposed_px"): rows[c] = pd.to_numeric(rows[c])
     found = [_reader_row(n, part) for n, part in rows.groupby("annotator", sort=True)]
     return pd.DataFrame(found + ([_reader_row("all", rows)] if len(found) > 1 else []), columns=READERS)
 

@@ -12,7 +12,7 @@ from .collapse import last_tenth, pretraining_verdict
 from .entries import DEFAULT_CLASSES
 from .figures import monitored, plot_confusion, plot_hard_cases, plot_heads, plot_pretraining, plot_scores, plot_umap, pretraining_panels, show_tiles
 from .files import UserError, read_json
-from .images import read_image, read_mask
+from .images import UNLABELLED, read_image, read_mask
 from .look import group_order, pretty
 from .overlays import class_legend, show_overlay, show_prediction, show_roi, show_tiling
 from .page import DASH, as_text, canvas, figure, missing, number, table, text, warnings
@@ -47,7 +47,7 @@ def roi_pictures(
         try: return reader(path)
         except (UserError, OSError, TypeError, ValueError): return None
     return {"image": read(run.path / str(roi.image), lambda p: read_image(p).pixels), "classes": classes,
-            "true": read(roi.mask, lambda p: read_mask(run.path / p, _entries(classes), study.get("masks", "classes"))) if isinstance(roi.mask, str) and roi.mask else None,
+            "true": read(roi.mask, lambda p: read_mask(run.path / p, _entries(classes), study.get("masks", "classes"), unlabelled=True) % UNLABELLED) if isinstance(roi.mask, str) and roi.mask else None,
             **{k: read(run.path / "masks" / f"{roi.roi}{tail}.png", lambda p: read_image(p).pixels[..., 0]) for k, tail in (("predicted", ""), ("confidence", "_confidence"), ("interlabel", "_interlabel"))}}
 
 class _Entry:

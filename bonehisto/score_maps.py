@@ -10,7 +10,7 @@ import pandas as pd
 
 # %% ../nbs/66_score_maps.ipynb #9964fd1f
 from .files import progress
-from .images import read_mask
+from .images import UNLABELLED, read_mask
 from .scores import count_roi, score_table, subject_scores
 from .tiling import tile_windows
 
@@ -23,9 +23,9 @@ def score_roi(
     **settings,      # of `count_roi`
 ):
     "The counts of one ROI (`count_roi`)."
-    truth = read_mask(roi["mask"], classes, kind)
+    truth = read_mask(roi["mask"], classes, kind, unlabelled=True)
     guess = read_mask(map_path, classes, shape=truth.shape) if Path(map_path).exists() else truth * 0
-    return count_roi(truth, guess, len(classes), tile_windows(*truth.shape), **settings)
+    return count_roi(truth, guess, len(classes), tile_windows(*truth.shape), valid=truth != UNLABELLED, **settings)
 
 # %% ../nbs/66_score_maps.ipynb #042d2411
 def score_maps(

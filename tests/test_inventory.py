@@ -97,3 +97,26 @@ def test_the_table_is_read_back_with_names_as_text(tmp_path):
     rois.to_csv(tmp_path / "tables/rois.csv", index=False)
     assert read_rois(tmp_path)["subject"].tolist()[:2] == ["007", "007"]
     assert read_rois(tmp_path).equals(rois)
+
+
+def test_a_mask_from_the_annotator_takes_the_place_of_the_given_one_and_may_leave_pixels_open(tmp_path):
+    path = write_study(tmp_path)
+    given = np.asarray(Image.open(tmp_path / "masks/S1_b.png")).copy()
+    given[:12] = 255
+    (tmp_path / "labels").mkdir()
+    Image.fromarray(given).save(tmp_path / "labels/S1_b.png")
+    manifest = load_manifest(path)
+    assert [r.id for r in manifest.labelled] == ["S1_b"] and manifest.labelled[0].mask == tmp_path / "labels/S1_b.png"
+    rois, notes, problems = inventory(manifest)
+    lines = note_lines(notes)
+    assert not problems and any("25.0 % of its pixels are not labelled" in n for n in lines) and any("masks of 1 ROIs were made in the annotator" in n for n in lines)
+    Image.fromarray(given[1:]).save(tmp_path / "labels/S1_b.png")
+    with pytest.raises(UserError, match="labels/S1_b.png: is 64 x 47 pixels"):
+        require_readable(load_manifest(path))
+
+
+def test_the_label_folder_may_lie_elsewhere(tmp_path):
+    path = write_study(tmp_path / "study", lambda s: s.update(label_folder="../ours"))
+    (tmp_path / "ours").mkdir()
+    Image.fromarray(np.zeros((48, 64), np.uint8)).save(tmp_path / "ours/S0_f.png")
+    assert [(r.id, r.mask.resolve()) for r in load_manifest(path).rois if r.mask.parent.name == "ours"] == [("S0_f", tmp_path / "ours/S0_f.png")]

@@ -10,19 +10,23 @@ import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 from scipy import ndimage
 from synthetic_run import make_run
 
+from bonehisto.entries import DEFAULT_CLASSES
 from bonehisto.files import UserError, write_table
 from bonehisto.images import write_mask
+from bonehisto.label_patches import patch_from
 from bonehisto.labelling_queue import (VIEW, close_item, may_compare, proposal_for, queue_table, queue_view, send_to_queue,
                                        take_item, without_sentinels)
 from bonehisto.queue_file import found_readings, locked_queue, new_item, queue_notes, reader_name, this_process
 from bonehisto.queue_plan import draw_kinds, plan_queue, spread
 from bonehisto.reader_tables import READERS, reader_table, reading_pairs
+from bonehisto.record import Record, summarise_record
 from bonehisto.roi_doubt import doubt_of_tiles, roi_facts, run_doubt
 from bonehisto.roi_ranking import rank_rois, rank_run
-from bonehisto.sentinels import as_patch, patch_pixels, plant_error, sentinel_result, with_planted, without_planted
+from bonehisto.sentinels import plant_error, sentinel_result, with_planted, without_planted
 from bonehisto.tiling import tile_windows
 
 NAMES = {"brightfield": ["background", "bone", "osteoid"], "fluorescence": ["background", "bone", "osteoid", "label"]}
@@ -206,15 +210,6 @@ def test_a_run_is_ranked_from_what_it_left(tmp_path):
 
 # ---- sentinels
 
-@given(st.integers(1, 60), st.integers(1, 60), st.integers(0, 10**6))
-@settings(max_examples=40, deadline=None)
-def test_a_patch_gives_back_the_pixels_it_was_made_of(height, width, seed):
-    rng = np.random.default_rng(seed); region = rng.random((height, width)) < rng.uniform(.01, .9); region.flat[rng.integers(region.size)] = True
-    place, mask = patch_pixels(as_patch(region, 1, 0), region.shape)
-    again = np.zeros_like(region); again[place] = mask
-    assert np.array_equal(again, region)
-
-
 def blobs(seed, size=200, classes=4):
     """A class map of patches of tissue in a background."""
     fields = ndimage.gaussian_filter(np.random.default_rng(seed).standard_normal((classes, size, size)), (0, 9, 9)); fields[0] += .004
@@ -251,7 +246,7 @@ def test_errors_are_planted_where_the_head_is_sure_and_labels_that_are_not_there
 def test_an_error_of_another_image_is_refused():
     planted = plant_error(blobs(0), NAMES["fluorescence"], 0)
     for act in (with_planted, without_planted, sentinel_result):
-        with pytest.raises(UserError, match="belongs to another image"): act(np.zeros((5, 5), np.uint8), planted)
+        with pytest.raises(UserError, match="reaches outside the image"): act(np.zeros((5, 5), np.uint8), planted)
 
 
 # ---- the plan
@@ -576,6 +571,25 @@ def test_logs_beside_the_queue_are_read_as_far_as_they_are_sound(tmp_path):
     assert [(r["roi"], r["annotator"], r["status"]) for r in found_readings(tmp_path)] == [("r002", "Eve", "open"), ("r001", "Ada", "done")]
 
 
+def test_what_was_changed_after_it_was_done_is_not_done(tmp_path):
+    leave_log(tmp_path, "r001", "Ada", "done", "paint"); leave_log(tmp_path, "r002", "Ada", "done", "undo"); leave_log(tmp_path, "r003", "Ada", "paint", "done", "look")
+    assert [r["status"] for r in found_readings(tmp_path)] == ["open", "open", "done"]
+
+
+def test_records_of_the_annotator_are_found_and_summed_up(tmp_path):
+    Image.fromarray(np.zeros((40, 60, 3), np.uint8)).save(tmp_path / "i.png"); labels, region = tmp_path / "labels", np.ones((4, 5), bool)
+    for roi, done in (("r000", True), ("a/b", False)):
+        record = Record(labels, roi, "Zoë", tmp_path / "i.png", DEFAULT_CLASSES["brightfield"])
+        record.add("accept", [patch_from(region, 1)], source="model", pixels=20); record.add("paint", [patch_from(region[:1], 2)])
+        if done: record.add("done")
+        record.close()
+    assert [(r["roi"], r["annotator"], r["status"]) for r in found_readings(labels)] == [("r000", "Zoë", "done"), ("a/b", "Zoë", "open")]
+    plan(labels, 3); assert take_item(labels, "zoë")["annotator"] == "Zoë"
+    with locked_queue(labels) as queue: queue["items"][0]["proposal"] = "model"
+    row = reader_table(queue_table(labels), [summarise_record(Record(labels, "r000", "Zoë", write=False))]).iloc[0]
+    assert (row["done"], row["accepted (%)"], row["corrected (%)"]) == (1, 100, 25)
+
+
 def test_a_full_disk_leaves_the_queue_as_it_was(tmp_path, monkeypatch):
     plan(tmp_path, 5); before = (tmp_path / "queue.json").read_bytes()
     def full(*_): raise OSError(28, "No space left on device")
@@ -600,7 +614,7 @@ def test_readers_are_told_apart_and_what_no_record_tells_stays_open(tmp_path):
             if item := take_item(tmp_path, name): close_item(tmp_path, item["id"], name, seconds=60); records.append({"roi": item["roi"], "annotator": name.strip(), "accepted": 3, "rejected": 1})
     items = queue_table(tmp_path); table = reader_table(items, records)
     assert list(table) == READERS and table["annotator"].tolist() == ["Ada", "Eve", "all"] and table["done"].tolist() == [30, 30, 60] and table["minutes"].tolist() == [30, 30, 60]
-    assert (table["accepted (%)"] == 75).all() and table["edited (%)"].isna().all() and table["sentinels"][2] == (items["kind"] == "sentinel").sum() and (table["caught"] == 0).all()
+    assert (table["accepted (%)"] == 75).all() and table["corrected (%)"].isna().all() and table["sentinels"][2] == (items["kind"] == "sentinel").sum() and (table["caught"] == 0).all()
     pairs = reading_pairs(items)
     send_to_queue(tmp_path, ["r000"], by="Eve"); close_item(tmp_path, take_item(tmp_path, "Eve")["id"], "Eve")
     assert reading_pairs(queue_table(tmp_path)).query("roi == 'r000'").shape[0] <= 1  # nobody is paired with themselves

@@ -54,6 +54,9 @@ export class Link {
     if (late) this.onsilence(this.waiting.size)
   }
 
+  forget() { this.waiting.clear(); this.onsilence(0) }
+
+  // Everything that is not confirmed, in its order; what Python has already it only confirms.
   again() { for (const [n, [, message, buffers]] of [...this.waiting].sort((a, b) => a[0] - b[0])) { this.waiting.set(n, [Date.now(), message, buffers]); this.post(message, buffers) } }
 
   close() { clearInterval(this.watch) }

@@ -2,6 +2,7 @@
 // views of one widget show one state. Everything is drawn at once and confirmed by Python afterwards.
 import { LabelMask, NOTHING, Region, boxOf, unpack } from './mask.js'
 import { Link, inflate } from './link.js'
+import { Preview } from './preview.js'
 
 const MARKS = { point: 'points', line: 'lines' }
 
@@ -15,10 +16,11 @@ export class Session {
     this.locked = new Set()
     this.opacity = 0.45
     this.hidden = false
+    this.previewing = false
     this.cls = 1
     this.tool = 'brush'
     this.size = 12  // of the brush, radius in screen pixels
-    this.tolerance = 4
+    this.tolerance = 2.5
     this.sinceEdit = performance.now()
     model.on('msg:custom', (content, buffers) => this.hear(content, buffers ?? []))
     this.link.send({ type: 'hello' })
@@ -44,15 +46,16 @@ export class Session {
       case 'failed': this.tell('say', message.text, 'error'); break
       case 'proposal': this.propose(patches, message); break
       case 'points': this.suggested = message.points; this.tell('marks'); this.tell('say', message.text, 'info'); break
+      case 'tokens': this.preview = new Preview(message, bytes[0]); break
       case 'readout': this.readout = message.rows; this.tell('readout'); break
       case 'say': this.tell('say', message.text, message.level ?? 'info'); break
     }
   }
 
   async open(message, bytes) {
-    const serial = this.serial = (this.serial ?? 0) + 1, { width, height } = message.roi
+    const serial = this.opened = (this.opened ?? 0) + 1, { width, height } = message.roi
     const data = await inflate(bytes[0])
-    if (serial !== this.serial) return  // another ROI was opened meanwhile
+    if (serial !== this.opened) return  // another ROI was opened meanwhile
     this.roi = message.roi
     this.classes = message.roi.classes
     this.mask = new LabelMask(width, height, data)
@@ -61,9 +64,12 @@ export class Session {
     this.done = []; this.undone = []  // what the browser can take back; older steps are Python's
     this.points = message.points ?? []; this.lines = message.lines ?? []
     this.suggested = []
+    this.preview = null
     this.readout = null
     this.picture = bytes[1] ? URL.createObjectURL(new Blob([bytes[1]], { type: message.roi.format })) : null
     this.cls = this.classes.some(c => c.id === this.cls) ? this.cls : Math.min(1, this.classes.length - 1)
+    this.steps = 0
+    this.link.forget()
     this.begun = this.sinceEdit = performance.now()
     this.tell('roi')
   }
@@ -79,9 +85,12 @@ export class Session {
     const { patches = [], ...rest } = content
     const entry = this.entry({ ...rest, patches })
     this.carryOut(entry)
-    this.link.send({ type: 'edit', cls: this.cls, source: 'human', ...rest, seconds: this.seconds(), patches: patches.map(({ bits, ...p }) => p) }, patches.map(p => p.bits), true)
+    this.save({ type: 'edit', cls: this.cls, source: 'human', ...rest, patches: patches.map(({ bits, ...p }) => p) }, patches.map(p => p.bits))
     return true
   }
+
+  // Steps bear consecutive numbers, so that Python sees one that is lacking and one that comes twice.
+  save(content, buffers = []) { this.link.send({ ...content, step: ++this.steps, opening: this.roi.opening, seconds: this.seconds() }, buffers, true) }
 
   carryOut(entry) {
     this.apply(entry)
@@ -130,7 +139,7 @@ export class Session {
   backOrForth(way) {
     if (!this.writable) return
     const here = this.step(way)
-    if (here || (way === 'undo' && this.roi.earlier)) this.link.send({ type: way, here, seconds: this.seconds() }, [], true)
+    if (here || (way === 'undo' ? this.roi.earlier : this.roi.later)) this.save({ type: way, here })
     else this.tell('say', `Nothing to ${way}.`)
   }
 
@@ -182,7 +191,7 @@ export class Session {
       if (this.edit({ kind: 'accept', tool: made.tool, patches: sent, pixels: gone.reduce((a, p) => a + count(p), 0), source: 'model', model: made.model, weights: made.weights, confidence: made.confidence, whole: !at }))
         this.done.at(-1).returned = returned
     } else if (this.writable)
-      this.link.send({ type: 'edit', kind: 'reject', tool: made.tool, source: 'model', model: made.model, weights: made.weights, pixels: gone.reduce((a, p) => a + count(p), 0), box: Object.values(boxOf(gone)), whole: !at, patches: [], seconds: this.seconds() }, [], true)
+      this.save({ type: 'edit', kind: 'reject', tool: made.tool, cls: this.cls, source: 'model', model: made.model, weights: made.weights, pixels: gone.reduce((a, p) => a + count(p), 0), box: Object.values(boxOf(gone)), whole: !at, patches: [] })
   }
 
   suggest(marks) { this.asked = this.link.send({ type: 'suggest', marks }) }

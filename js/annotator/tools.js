@@ -39,6 +39,8 @@ export class Pointer {
     this.here = this.view.toImage(e)
     this.last = e
     this.view.circle(e)
+    const { preview, previewing } = this.session
+    if (previewing && preview && !this.active && this.here && preview.at(this.here)) this.view.draw()
     if (!this.active) return
     e.stopPropagation()
     for (const part of e.getCoalescedEvents?.().length ? e.getCoalescedEvents() : [e]) {
@@ -71,7 +73,6 @@ export class Pointer {
 
   extend(at) {
     const { session, view, active } = this
-    active.trail ??= new Set()
     const box = session.region.capsule(active.at[0], active.at[1], at[0], at[1], active.radius)
     active.at = at
     if (!box) return

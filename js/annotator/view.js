@@ -41,9 +41,19 @@ export class View {
     this.scale = document.createElement('div'); this.scale.className = 'bh-scale'
     over.append(this.canvas, this.svg, this.ring); place.append(this.scale)
     this.context = this.canvas.getContext('2d')
+    this.moved = false  // by the user: until then the whole picture is shown, whatever the place becomes
+    for (const event of ['canvas-drag', 'canvas-scroll', 'canvas-pinch']) this.viewer.addHandler(event, () => { this.moved = true })
+    this.viewer.addHandler('open', () => this.fit())
     for (const event of ['update-viewport', 'open', 'resize']) this.viewer.addHandler(event, () => this.draw())
-    this.watch = new ResizeObserver(() => this.draw()); this.watch.observe(place)
+    this.watch = new ResizeObserver(() => requestAnimationFrame(() => this.resized())); this.watch.observe(place)
     this.draft = null
+  }
+
+  resized() {  // a page may be laid out long after the viewer was made
+    const { clientWidth: w, clientHeight: h } = this.stage
+    if (!w || !h || !this.viewer.viewport) return
+    this.viewer.viewport.resize(new OpenSeadragon.Point(w, h), true)
+    if (this.moved) this.draw(); else this.fit()
   }
 
   open() {
@@ -62,6 +72,9 @@ export class View {
       },
       downloadTileAbort: () => {},
     }
+    const shown = `${session.roi.subject}/${session.roi.name}`
+    if (shown === this.shown) { this.drawMarks(); return }  // the same picture: stay where it was
+    this.shown = shown
     this.viewer.open(source)
   }
 
@@ -83,6 +96,17 @@ export class View {
   renew(layer, box) {
     if (!this.classes || box.width <= 0) return
     this[layer].paint(box, this.lut[layer === 'classes' ? 0 : 1])
+    this.draw(box)
+  }
+
+  // The stroke under way, seen at once: what is marked takes its colour before it is an edit.
+  ink(box, value, region, locked) {
+    if (!this.classes) return
+    const { x, y, width, height } = box, { data, width: w } = this.session.mask, [solid] = this.lut
+    const image = this.classes.context.createImageData(width, height), out = new Uint32Array(image.data.buffer)
+    for (let dy = 0, k = 0; dy < height; dy++) for (let dx = 0, i = (y + dy) * w + x; dx < width; dx++, i++, k++)
+      out[k] = solid[region.marks[i] && !locked.has(data[i]) ? value : data[i]]
+    this.classes.context.putImageData(image, x, y)
     this.draw(box)
   }
 
@@ -111,11 +135,15 @@ export class View {
     const { mask, opacity, hidden } = this.session
     let x0 = box ? box.x : Math.max(0, Math.floor(-f.ox / f.factor)), y0 = box ? box.y : Math.max(0, Math.floor(-f.oy / f.factor))
     let x1 = box ? box.x + box.width : Math.min(mask.width, Math.ceil((w - f.ox) / f.factor)), y1 = box ? box.y + box.height : Math.min(mask.height, Math.ceil((h - f.oy) / f.factor))
-    if (box) { x0 = Math.max(0, x0 - 1); y0 = Math.max(0, y0 - 1); x1 = Math.min(mask.width, x1 + 1); y1 = Math.min(mask.height, y1 + 1) }
+    const s = density * f.factor
+    if (box) {  // what is cleared is whole screen pixels, so draw a little more than that
+      const pad = Math.ceil(2 / s) + 1
+      x0 = Math.max(0, x0 - pad); y0 = Math.max(0, y0 - pad); x1 = Math.min(mask.width, x1 + pad); y1 = Math.min(mask.height, y1 + pad)
+    }
     context.setTransform(1, 0, 0, 1, 0, 0)
     context.save()
-    const s = density * f.factor, left = density * f.ox + x0 * s, top = density * f.oy + y0 * s, wide = (x1 - x0) * s, tall = (y1 - y0) * s
-    if (box) { context.beginPath(); context.rect(Math.floor(left), Math.floor(top), Math.ceil(wide) + 1, Math.ceil(tall) + 1); context.clip() }
+    const left = density * f.ox + x0 * s, top = density * f.oy + y0 * s, wide = (x1 - x0) * s, tall = (y1 - y0) * s
+    if (box) { context.beginPath(); context.rect(Math.ceil(left), Math.ceil(top), Math.floor(wide) - 1, Math.floor(tall) - 1); context.clip() }
     context.clearRect(0, 0, canvas.width, canvas.height)
     if (!hidden && x1 > x0 && y1 > y0) {
       context.imageSmoothingEnabled = false
@@ -123,6 +151,12 @@ export class View {
       context.globalAlpha = opacity
       context.drawImage(this.classes.canvas, x0, y0, x1 - x0, y1 - y0, x0, y0, x1 - x0, y1 - y0)
       if (this.session.proposes) { context.globalAlpha = Math.min(1, opacity + 0.3); context.drawImage(this.proposal.canvas, x0, y0, x1 - x0, y1 - y0, x0, y0, x1 - x0, y1 - y0) }
+    }
+    const { preview, previewing } = this.session
+    if (previewing && preview) {
+      context.imageSmoothingEnabled = true; context.globalAlpha = 1
+      context.setTransform(s, 0, 0, s, density * f.ox, density * f.oy)
+      context.drawImage(preview.canvas, 0, 0, preview.columns * preview.cell, preview.rows * preview.cell)
     }
     context.restore()
   }
@@ -164,12 +198,12 @@ export class View {
   }
 
   filter(text) { this.viewer.drawer.canvas.style.filter = text }
-  fit() { this.viewer.viewport.goHome(true) }
-  zoom(by) { this.viewer.viewport.zoomBy(by); this.viewer.viewport.applyConstraints() }
-  pan(dx, dy) { this.viewer.viewport.panBy(this.viewer.viewport.deltaPointsFromPixels(new OpenSeadragon.Point(dx, dy))); this.viewer.viewport.applyConstraints() }
+  fit() { const item = this.viewer.world.getItemAt(0); this.moved = false; if (item) this.viewer.viewport.fitBounds(item.getBounds(), true) }
+  zoom(by) { this.moved = true; this.viewer.viewport.zoomBy(by); this.viewer.viewport.applyConstraints() }
+  pan(dx, dy) { this.moved = true; this.viewer.viewport.panBy(this.viewer.viewport.deltaPointsFromPixels(new OpenSeadragon.Point(dx, dy))); this.viewer.viewport.applyConstraints() }
   goTo({ x, y, width, height }) {
     const item = this.viewer.world.getItemAt(0)
-    if (item) this.viewer.viewport.fitBounds(item.imageToViewportRectangle(x, y, width, height), true)
+    if (item) { this.moved = true; this.viewer.viewport.fitBounds(item.imageToViewportRectangle(x, y, width, height), true) }
   }
 
   close() { this.watch.disconnect(); this.viewer.destroy() }

@@ -6,7 +6,7 @@ export const WINDOW = 257  // screen pixels on a side
 // `pixels` (ImageData of the window), its centre the seed. Returns Uint8Array (window), 1 in the piece under the cursor.
 export function grow(pixels, tolerance) {
   const { width: w, height: h, data } = pixels, smooth = blur(data, w, h), seed = (h >> 1) * w + (w >> 1)
-  const [mean, spread] = around(smooth, w, h, seed), limit = Math.max(6, tolerance * spread)
+  const [mean, spread] = around(smooth, w, h, seed), limit = tolerance * Math.min(24, Math.max(4, spread))
   const inside = new Uint8Array(w * h), stack = [seed]
   const alike = i => Math.hypot(smooth[3 * i] - mean[0], smooth[3 * i + 1] - mean[1], smooth[3 * i + 2] - mean[2]) <= limit
   while (stack.length) {
@@ -23,17 +23,19 @@ export function grow(pixels, tolerance) {
   return inside
 }
 
-function blur(data, w, h) {  // box of 3x3
-  const rows = new Float32Array(w * h * 3), out = new Float32Array(w * h * 3)
-  for (let y = 0; y < h; y++) for (let x = 0; x < w; x++) {
-    const i = y * w + x, l = y * w + Math.max(0, x - 1), r = y * w + Math.min(w - 1, x + 1)
-    for (let c = 0; c < 3; c++) rows[3 * i + c] = (data[4 * l + c] + data[4 * i + c] + data[4 * r + c]) / 3
+function blur(data, w, h) {  // twice a box of 5x5, by running sums
+  let from = new Float32Array(w * h * 3)
+  for (let i = 0; i < w * h; i++) for (let c = 0; c < 3; c++) from[3 * i + c] = data[4 * i + c]
+  for (const [n, lines, step, next] of [[w, h, 3, 3 * w], [h, w, 3 * w, 3], [w, h, 3, 3 * w], [h, w, 3 * w, 3]]) {
+    const to = new Float32Array(from.length)
+    for (let line = 0; line < lines; line++) for (let c = 0; c < 3; c++) {
+      const at = i => from[line * next + step * Math.max(0, Math.min(n - 1, i)) + c]
+      let sum = at(-2) + at(-1) + at(0) + at(1) + at(2)
+      for (let i = 0; i < n; i++) { to[line * next + step * i + c] = sum / 5; sum += at(i + 3) - at(i - 2) }
+    }
+    from = to
   }
-  for (let y = 0; y < h; y++) for (let x = 0; x < w; x++) {
-    const i = y * w + x, u = Math.max(0, y - 1) * w + x, d = Math.min(h - 1, y + 1) * w + x
-    for (let c = 0; c < 3; c++) out[3 * i + c] = (rows[3 * u + c] + rows[3 * i + c] + rows[3 * d + c]) / 3
-  }
-  return out
+  return from
 }
 
 function around(smooth, w, h, seed) {  // mean colour and spread of the 5x5 about the seed
