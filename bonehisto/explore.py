@@ -62,8 +62,8 @@ class Explorer(TileMap):
 
     def facts(self, point):
         "`[[name, value], ...]` of a tile, as text."
-        row = self.table.iloc[self.rows[point]]
-        place = [["place (px)", f"{row['x']}, {row['y']}"]] if "x" in row and "y" in row else []
+        row = self.table.iloc[self.rows[point]].dropna()
+        place = [["place (px)", f"{row['x']:.0f}, {row['y']:.0f}"]] if "x" in row and "y" in row else []
         return [[pretty(c), str(row[c])] for c in FACTS if c in row and str(row[c])] + place
 
     def sheet(self, points):

@@ -48,7 +48,7 @@ def _by_name(values):
     text = text.where(values.notna().to_numpy() & (text != "").to_numpy(), None)
     counts = text.value_counts()
     names = sorted(counts.index[:MOST], key=float if number else group_order)
-    codes = pd.Categorical(text, categories=names).codes.astype(int)
+    codes = text.map({n: i for i, n in enumerate(names)}).fillna(-1).to_numpy(int)
     table = colours(names); paint, amounts = [table[n] for n in names], [int(counts[n]) for n in names]
     rare, missing = (codes < 0) & text.notna().to_numpy(), text.isna().to_numpy()
     for rows, name in ((rare, f"{len(counts) - len(names)} other names"), (missing, "unknown")):

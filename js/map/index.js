@@ -18,14 +18,14 @@ function render({ model, el }) {
     stage.className = 'bm-stage'; stage.style.height = `${model.get('height') || 440}px`
     el.append(root)
     const view = new View(session, stage, root), panel = new Panel(session, view, root, stage)
-    const open = () => { panel.open(); view.open() }
+    const open = () => { panel.open(); panel.gallery(); panel.focus(); view.open() }
     const told = {
       map: open, colour: () => { panel.legend(); view.draw() }, hidden: () => { panel.hidden(); view.draw() },
       chosen: () => { panel.chosen(); view.draw() }, gallery: () => panel.gallery(), focus: () => { panel.focus(); view.drawOver() },
       look: () => { view.drawOver(); view.showCard() }, near: () => panel.others(), say: (text, level) => panel.say(text, level), silence: n => panel.silence(n),
     }
     const leave = session.subscribe((what, ...rest) => told[what]?.(...rest))
-    if (session.ready) { open(); panel.gallery(); panel.focus() }
+    if (session.ready) open()
     el.bonehisto = { session, view, panel }  // for tests, and for who looks from the console
     return () => { leave(); view.close(); panel.close() }
   } catch (error) {

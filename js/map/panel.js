@@ -16,7 +16,8 @@ export class Panel {
     this.count = el('span', { className: 'bm-count' })
     this.clear = button('Clear', 'Choose none (Escape)', () => session.clear())
     this.bar = el('div', { className: 'bm-bar' }, ...Object.values(this.tools), button('Fit', 'Whole map (F)', () => view.fit()), button('+', 'Zoom in (+)', () => view.zoom(1.4)), button('−', 'Zoom out (-)', () => view.zoom(1 / 1.4)),
-      el('label', {}, 'Colour ', this.colour), el('span', { className: 'bm-space' }), this.count, this.clear)
+      el('label', {}, 'Colour ', this.colour),
+      el('label', { title: 'Brightens the pictures of tiles, for display only' }, 'Light ', el('input', { type: 'range', min: 1, max: 6, step: 0.25, value: 1, oninput: e => root.style.setProperty('--bm-light', e.target.value) })), el('span', { className: 'bm-space' }), this.count, this.clear)
     this.key = el('div', { className: 'bm-legend' })
     this.tile = el('div', { className: 'bm-tile' })
     this.otherBox = el('input', { type: 'checkbox', onchange: e => session.fromOthers(e.target.checked) })
@@ -91,7 +92,8 @@ export class Panel {
     face.dataset.point = point
     if (url) Object.assign(face.style, { backgroundImage: `url(${url})`, backgroundSize: `${100 * across}% ${100 * rows}%`, backgroundPosition: `${across > 1 ? 100 * (k % across) / (across - 1) : 0}% ${rows > 1 ? 100 * Math.floor(k / across) / (rows - 1) : 0}%` })
     else face.textContent = name
-    face.onpointerenter = face.onfocus = () => this.view.pointTo(point); face.onpointerleave = face.onblur = () => this.view.pointTo(-1)
+    face.onpointerenter = face.onfocus = () => { this.view.last = null; this.session.look(point) }
+    face.onpointerleave = face.onblur = () => this.session.look(-1)
     return face
   }
 

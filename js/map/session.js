@@ -31,6 +31,7 @@ export class Session {
 
   hear(message, buffers) {
     if (message.to && message.to !== this.link.client) return
+    if (!this.facts && !['map', 'heard', 'say'].includes(message.type)) return  // meant for a page that was here before
     const bytes = buffers.map(b => b instanceof DataView ? new Uint8Array(b.buffer, b.byteOffset, b.byteLength) : new Uint8Array(b))
     switch (message.type) {
       case 'heard': this.link.answered(message.n); break
@@ -50,7 +51,7 @@ export class Session {
     this.column = this.column && message.columns.some(([c]) => c === this.column) ? this.column : message.column
     this.colourings.clear(); this.hidden.clear(); this.forgetPictures()
     this.chosen = new Uint8Array(this.n); this.count = 0
-    this.gallery = this.focus = null; this.others = message.others
+    this.gallery = this.focus = null; this.others = message.others; this.hover = -1
     if (this.column !== message.column) this.ask('colour', { column: this.column })
   }
 

@@ -14,7 +14,7 @@ export class View {
     stage.append(this.canvas, this.over, this.card)
     this.context = this.canvas.getContext('2d'); this.above = this.over.getContext('2d')
     this.at = null     // { scale, ox, oy }: screen = o + scale * point, y upwards
-    this.mark = -1     // a tile pointed at elsewhere, in the gallery say
+    this.last = null   // where the pointer is; null where a tile is looked at in the gallery
     const on = (name, act) => this.over.addEventListener(name, act)
     on('pointerdown', e => this.down(e)); on('pointermove', e => this.move(e)); on('pointerup', e => this.up(e)); on('pointercancel', () => this.drop())
     on('pointerleave', () => session.look(-1))
@@ -96,7 +96,6 @@ export class View {
     }
     const r = this.radius
     if (session.focus) { for (const i of session.focus.near) ring(i, r + 3, 1.2); ring(session.focus.point, r + 6, 2.4, '#d55e00') }
-    if (this.mark >= 0) ring(this.mark, r + 5, 2, '#0072b2')
     if (session.hover >= 0) ring(session.hover, r + 4, 1.8)
     if (this.path) {
       above.beginPath()
@@ -105,8 +104,6 @@ export class View {
       above.setLineDash([6, 4]); above.strokeStyle = '#0072b2'; above.lineWidth = 1.5; above.stroke(); above.setLineDash([])
     }
   }
-
-  pointTo(i) { this.mark = i; this.drawOver() }
 
   // The pointer: a drag pans or draws the lasso, a click goes to the tile.
 
@@ -123,7 +120,7 @@ export class View {
   move(e) {
     if (!this.at || !this.session.ready) return
     const { drag } = this
-    if (!drag) { this.last = e; this.session.look(this.find(e)); this.moveCard(e); return }
+    if (!drag) { this.last = e; this.session.look(this.find(e)); if (!this.card.hidden) this.placeCard(); return }
     if (!drag.moved && Math.hypot(e.clientX - drag.from[0], e.clientY - drag.from[1]) < CLICK) return
     if (!drag.moved) { drag.moved = true; this.session.look(-1) }
     if (drag.lasso) {
@@ -161,21 +158,21 @@ export class View {
 
   // The card
 
-  moveCard(e) {
-    if (this.card.hidden) return
-    const r = this.stage.getBoundingClientRect(), x = e.clientX - r.left, y = e.clientY - r.top, { offsetWidth: w, offsetHeight: h } = this.card
-    this.card.style.left = `${x + 18 + w > this.width ? Math.max(0, x - 18 - w) : x + 18}px`
+  placeCard() {
+    const r = this.over.getBoundingClientRect(), [x, y] = this.last ? [this.last.clientX - r.left, this.last.clientY - r.top] : this.toScreen(this.session.hover), { offsetWidth: w, offsetHeight: h } = this.card
+    const left = x + 18 + w > this.width ? x - 18 - w : x + 18
+    this.card.style.left = `${Math.max(4, Math.min(this.width - w - 4, left))}px`
     this.card.style.top = `${Math.max(4, Math.min(this.height - h - 4, y - h / 2))}px`
   }
 
   showCard() {
-    const tile = this.session.pictures.get(this.session.hover), mine = this.stage.matches(':hover')
-    this.card.hidden = !tile || !mine || !!this.drag
-    if (this.card.hidden) return
+    const { session, card } = this, tile = session.pictures.get(session.hover)
+    card.hidden = !tile || !!this.drag || !this.root.matches(':hover, :focus-within')
+    if (card.hidden) return
     const text = (className, textContent) => Object.assign(document.createElement('div'), { className, textContent })
-    this.card.replaceChildren(...(tile.url ? [Object.assign(document.createElement('img'), { src: tile.url, alt: '', width: 128, height: 128 })] : []),
+    card.replaceChildren(...(tile.url ? [Object.assign(document.createElement('img'), { src: tile.url, alt: '', width: 128, height: 128 })] : []),
       text('bm-name', tile.name), ...tile.facts.map(([name, value]) => text('', `${name} ${value}`)))
-    if (this.last) this.moveCard(this.last)
+    this.placeCard()
   }
 
   close() { this.watch.disconnect(); if (this.frame) cancelAnimationFrame(this.frame) }
