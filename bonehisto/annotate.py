@@ -12,10 +12,9 @@ from ipywidgets import Box, Button, Dropdown, HBox, Layout, VBox
 
 # %% ../nbs/94_annotate.ipynb #a9e04162
 from .annotator import Annotator
-from .desk import Desk
+from .desk import Desk, check_desk
 from .explore import explore_run
 from .files import UserError
-from .manifest import load_manifest
 from .map_widget import Answering
 from .tile_map import tile_box
 
@@ -63,7 +62,7 @@ class AnnotateStudy(VBox):
         annotator=None,  # name; asked for where it is None
         help=None, **shares,  # of `Desk`
     ):
-        self.study, self.ask = load_manifest(manifest), dict(manifest=manifest, run=run, help=help, **shares)
+        self.study, self.ask = check_desk(manifest, run, annotator), dict(manifest=manifest, run=run, help=help, **shares)
         self.desk, self.explorer, self.choices = None, None, {}
         self.list = RoiList(self.go_to, self.enter, lambda roi: self.desk and self.desk.thumbnail(roi), layout=Layout(flex="0 0 200px"))
         self.annotator = Annotator(on_done=lambda work: self.done(), on_next=self.next, layout=Layout(flex="3 1 0", min_width="0"))
