@@ -38,7 +38,7 @@ def server_command(
 ):
     "`(command, environment)` that start Voila on the notebook."
     options = {"Voila.ip": "127.0.0.1", "Voila.port": port, "Voila.port_retries": 0, "Voila.token": token, "Voila.open_browser": False, "VoilaConfiguration.template": "bonehisto", "VoilaConfiguration.show_tracebacks": True,
-               "MappingKernelManager.cull_idle_timeout": 3600, "MappingKernelManager.cull_interval": 300, "Voila.log_level": 30}
+               "MappingKernelManager.cull_idle_timeout": 3600, "MappingKernelManager.cull_interval": 300, "Voila.log_level": 40}
     path = os.pathsep.join([str(STATIC / "jupyter"), *filter(None, [os.environ.get("JUPYTER_PATH")])])
     return [sys.executable, "-m", "voila", str(notebook), *(f"--{k}={v}" for k, v in options.items())], {**os.environ, "JUPYTER_PATH": path}
 

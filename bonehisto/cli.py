@@ -261,7 +261,8 @@ def annotate(
     from bonehisto.app import serve
     from bonehisto.desk import check_desk
     check_desk(manifest, run, annotator)
-    serve(_say, manifest=str(manifest.absolute()), run=run and str(run.absolute()), annotator=annotator, readers=readers, reread=reread, unassisted=unassisted, sentinels=sentinels, port=port)
+    try: serve(_say, manifest=str(manifest.absolute()), run=run and str(run.absolute()), annotator=annotator, readers=readers, reread=reread, unassisted=unassisted, sentinels=sentinels, port=port)
+    except Stopped: _say("Ended. What was drawn is saved.")
 
 @app.command()
 def readers(

@@ -10,13 +10,14 @@ import numpy as np
 
 # %% ../nbs/94_study_labels.ipynb #04e21417
 from .annotations import read_annotations
-from .desk import Desk, marks_of, points_and_lines
+from .desk import Desk
 from .exchange import FORMATS, export_labels, format_of, import_labels
 from .files import UserError, nearest_name, progress
 from .images import read_mask
 from .label_patches import patches_between
 from .manifest import load_manifest
 from .record import Record, annotators
+from .roi_start import marks_of, points_and_lines
 
 # %% ../nbs/94_study_labels.ipynb #a779bdd0
 NAMES = {"geojson": ".geojson", "coco": ".json", "imagej": ".zip", "png": ".png", "tif": ".tif"}
