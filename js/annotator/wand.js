@@ -3,23 +3,29 @@
 
 export const WINDOW = 257  // screen pixels on a side
 
+const EDGE = 8  // what smoothing takes off the rim of a piece, in steps to a neighbour
+
 // `pixels` (ImageData of the window), its centre the seed. Returns Uint8Array (window), 1 in the piece under the cursor.
 export function grow(pixels, tolerance) {
   const { width: w, height: h, data } = pixels, smooth = blur(data, w, h), seed = (h >> 1) * w + (w >> 1)
   const [mean, spread] = around(smooth, w, h, seed), limit = tolerance * Math.min(24, Math.max(4, spread))
   const inside = new Uint8Array(w * h), stack = [seed]
-  const alike = i => Math.hypot(smooth[3 * i] - mean[0], smooth[3 * i + 1] - mean[1], smooth[3 * i + 2] - mean[2]) <= limit
+  const near = (r, g, b) => Math.hypot(r - mean[0], g - mean[1], b - mean[2]) <= limit, alike = i => near(smooth[3 * i], smooth[3 * i + 1], smooth[3 * i + 2])
+  const next = i => { const x = i % w; return [x > 0 ? i - 1 : -1, x + 1 < w ? i + 1 : -1, i - w, i + w < w * h ? i + w : -1].filter(j => j >= 0) }
   while (stack.length) {
     const i = stack.pop()
     if (inside[i] || !data[4 * i + 3] || !alike(i)) continue
     inside[i] = 1
-    const x = i % w
-    if (x > 0) stack.push(i - 1)
-    if (x + 1 < w) stack.push(i + 1)
-    if (i >= w) stack.push(i - w)
-    if (i + w < w * h) stack.push(i + w)
+    stack.push(...next(i))
   }
   inside[seed] = 1
+  // The smoothed colour is mixed along the rim: there the pixel's own decides.
+  let rim = []
+  for (let i = 0; i < inside.length; i++) if (inside[i]) for (const j of next(i)) if (!inside[j]) rim.push(j)
+  for (let step = 0; step < EDGE && rim.length; step++) {
+    const found = rim.filter(i => !inside[i] && data[4 * i + 3] && near(data[4 * i], data[4 * i + 1], data[4 * i + 2]) && (inside[i] = 1))
+    rim = found.flatMap(next)
+  }
   return inside
 }
 
