@@ -36,7 +36,7 @@ export class Panel {
     this.undo = button('Undo', 'Take back the last step (Z)', () => session.undo()); this.redo = button('Redo', 'Do it again (Shift+Z)', () => session.redo())
     this.same = button('Same tissue', 'Show what is like the place under the cursor (D)', () => this.compare())
     this.offers = {  // what a ROI may come without
-      suggest: this.tools.get('suggest'), tokens: this.same, proposal: button('Model’s proposal', 'What the trained head draws here (M)', () => session.head()),
+      suggest: this.tools.get('suggest'), tokens: this.same, proposal: button('From model', 'What the trained head draws here (M)', () => session.head()),
       whole: button('Whole ROI', 'Suggest for the whole ROI from your clicks (U)', () => session.whole()), similar: button('Find similar', 'Propose more cells that look like those marked (G)', () => session.similar(session.cell)),
     }
     this.bar = el('div', { className: 'bh-bar' }, group(...this.tools.values()), group(this.undo, this.redo),

@@ -11,17 +11,29 @@ const rgb = text => [1, 3, 5].map(i => parseInt(text.slice(i, i + 2), 16))
 // A map of values painted in colours, kept at the image's size and renewed by rectangles. What is hatched has a
 // colour of its own (or none) in the gaps.
 class Layer {
-  constructor(mask) {
+  constructor(mask, rimmed) {
+    this.rimmed = rimmed  // each piece with a white rim: the colours of a stain and of a class may be alike
     this.canvas = Object.assign(document.createElement('canvas'), { width: mask.width, height: mask.height })
     this.context = this.canvas.getContext('2d')
     this.mask = mask
   }
 
   paint({ x, y, width, height }, value = i => this.mask.data[i]) {
+    if (this.rimmed) [x, y, width, height] = this.wider(x, y, width, height)
     const image = this.context.createImageData(width, height), out = new Uint32Array(image.data.buffer), { full, gap } = this, w = this.mask.width
     for (let dy = 0, k = 0; dy < height; dy++) for (let dx = 0, i = (y + dy) * w + x; dx < width; dx++, i++, k++)
-      out[k] = ((x + dx + y + dy) % 8 > 4 ? gap : full)[value(i)]
+      out[k] = this.rimmed && this.rim(i, x + dx, y + dy) ? 0xFFFFFFFF : ((x + dx + y + dy) % 8 > 4 ? gap : full)[value(i)]
     this.context.putImageData(image, x, y)
+  }
+
+  wider(x, y, width, height) {
+    const x0 = Math.max(0, x - 1), y0 = Math.max(0, y - 1)
+    return [x0, y0, Math.min(this.mask.width, x + width + 1) - x0, Math.min(this.mask.height, y + height + 1) - y0]
+  }
+
+  rim(i, x, y) {
+    const { data, width: w, height: h } = this.mask, v = data[i]
+    return v !== NOTHING && (x > 0 && data[i - 1] !== v || x + 1 < w && data[i + 1] !== v || y > 0 && data[i - w] !== v || y + 1 < h && data[i + w] !== v)
   }
 }
 
@@ -59,7 +71,7 @@ export class View {
 
   open() {
     const { session } = this, { width, height, tile } = session.roi
-    this.classes = new Layer(session.mask); this.proposal = new Layer(session.proposal)
+    this.classes = new Layer(session.mask); this.proposal = new Layer(session.proposal, true)
     this.last = null  // another ROI may lie where this one lay
     this.recolour()
     const source = session.picture ? { type: 'image', url: session.picture } : {
