@@ -64,6 +64,7 @@ def page(browser):
     """A page of 1366 x 768 on which no script failed (`.errors`) and that asked nobody but 127.0.0.1 (`.outside`)."""
     context = browser.new_context(viewport={"width": 1366, "height": 768})
     made = context.new_page()
+    made.set_default_timeout(10_000)
     made.errors, made.outside = [], []
 
     def guard(route):
