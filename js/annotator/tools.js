@@ -93,10 +93,16 @@ export class Pointer {
     if (!view.inside(at)) return
     const inside = grow(view.window(e, WINDOW), session.tolerance), half = WINDOW >> 1, step = 1 / (f.factor * density), { region, mask } = session
     region.clear()
-    const from = v => Math.max(0, Math.floor(v - (half + 1) * step)), x1 = Math.min(mask.width, Math.ceil(at[0] + (half + 1) * step)), y1 = Math.min(mask.height, Math.ceil(at[1] + (half + 1) * step))
-    for (let y = from(at[1]); y < y1; y++) for (let x = from(at[0]); x < x1; x++) {
-      const sx = Math.round((x + 0.5 - at[0]) / step) + half, sy = Math.round((y + 0.5 - at[1]) / step) + half
-      if (sx >= 0 && sy >= 0 && sx < WINDOW && sy < WINDOW && inside[sy * WINDOW + sx]) { region.marks[y * mask.width + x] = 1; region.grow(x, y, x + 1, y + 1) }
+    // Row by row of the image: each run of the window becomes a run of pixels whose centres lie in it.
+    const first = (s, o) => Math.ceil((s - half - 0.5) * step + o - 0.5), y1 = Math.min(mask.height, first(WINDOW, at[1]))
+    for (let y = Math.max(0, first(0, at[1])); y < y1; y++) {
+      const row = Math.min(WINDOW - 1, Math.max(0, Math.round((y + 0.5 - at[1]) / step) + half)) * WINDOW
+      for (let s = 0; s < WINDOW; s++) if (inside[row + s]) {
+        const begin = s
+        while (s < WINDOW && inside[row + s]) s++
+        const xa = Math.max(0, first(begin, at[0])), xb = Math.min(mask.width, first(s, at[0]))
+        if (xa < xb) { region.marks.fill(1, y * mask.width + xa, y * mask.width + xb); region.grow(xa, y, xb, y + 1) }
+      }
     }
     this.fill('wand')
   }

@@ -88,7 +88,7 @@ export class View {
     shown[NOTHING] = 0
     this.lut = [solid, shown]
     const all = { x: 0, y: 0, width: this.session.mask.width, height: this.session.mask.height }
-    this.classes.paint(all, solid)
+    if (this.session.mask.counts[0] < this.session.mask.data.length) this.classes.paint(all, solid)  // a fresh canvas shows nothing as it is
     if (this.session.proposes) this.proposal.paint(all, shown)
     this.draw()
   }
