@@ -1,7 +1,8 @@
 // The label map in the browser. It changes by patches alone: a rectangle, a value, and packed bits for the
 // pixels that take it. The same patches go to Python, so both maps are equal by construction.
 
-export const NOTHING = 254  // in a map of proposals: none here
+export const NOTHING = 254    // in a map of proposals: none here
+export const UNLABELLED = 255 // nobody said what it is
 
 export const unpack = (bits, i) => bits[i >> 3] >> (7 - (i & 7)) & 1
 
@@ -42,6 +43,20 @@ export class Region {
     }
     this.grow(x0, y0, x1, y1)
     return { x: x0, y: y0, width: x1 - x0, height: y1 - y0 }
+  }
+
+  // Keeps the piece (4-connected) that holds a pixel; the pixel is always of it.
+  keep(x, y) {
+    const { marks, width: w } = this
+    this.grow(x, y, x + 1, y + 1); marks[y * w + x] = 1
+    const { x0, y0, x1, y1 } = this, stack = [[x, y]]
+    while (stack.length) {
+      const [cx, cy] = stack.pop(), i = cy * w + cx
+      if (cx < x0 || cy < y0 || cx >= x1 || cy >= y1 || marks[i] !== 1) continue
+      marks[i] = 2
+      stack.push([cx - 1, cy], [cx + 1, cy], [cx, cy - 1], [cx, cy + 1])
+    }
+    for (let cy = y0; cy < y1; cy++) for (let i = cy * w + x0; i < cy * w + x1; i++) marks[i] = marks[i] === 2 ? 1 : 0
   }
 
   // Inside rings of [x, y] by the even-odd rule, so a ring within another is a hole.

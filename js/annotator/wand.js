@@ -3,6 +3,8 @@
 
 export const WINDOW = 149  // screen pixels on a side
 
+const EDGE = 8  // what smoothing takes off the rim of a piece, in steps to a neighbour
+
 // `pixels` (ImageData of the window), its centre the seed. Returns Uint8Array (window), 1 in the piece under the cursor.
 export function grow(pixels, tolerance) {
   const { width: w, height: h, data } = pixels, seed = (h >> 1) * w + (w >> 1)
@@ -21,6 +23,21 @@ export function grow(pixels, tolerance) {
     if (x + 1 < w) look(i + 1)
     if (i >= w) look(i - w)
     if (i + w < w * h) look(i + w)
+  }
+  // The smoothed colour is mixed along the rim: there the pixel's own decides.
+  const next = i => { const x = i % w; return [x > 0 ? i - 1 : -1, x + 1 < w ? i + 1 : -1, i - w, i + w < w * h ? i + w : -1].filter(j => j >= 0) }
+  const alike = i => (data[4 * i] - r) ** 2 + (data[4 * i + 1] - g) ** 2 + (data[4 * i + 2] - b) ** 2 <= limit
+  let rim = []
+  for (let i = 0; i < inside.length; i++) if (inside[i]) {
+    const x = i % w
+    if (x > 0 && !inside[i - 1]) rim.push(i - 1)
+    if (x + 1 < w && !inside[i + 1]) rim.push(i + 1)
+    if (i >= w && !inside[i - w]) rim.push(i - w)
+    if (i + w < w * h && !inside[i + w]) rim.push(i + w)
+  }
+  for (let step = 0; step < EDGE && rim.length; step++) {
+    const found = rim.filter(i => !inside[i] && data[4 * i + 3] && alike(i) && (inside[i] = 1))
+    rim = found.flatMap(next)
   }
   return inside
 }
