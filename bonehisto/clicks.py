@@ -49,7 +49,7 @@ def click_curve(
     classes,    # class table
     clicks=10,
 ):
-    "Table `clicks`, `class`, `dice`, `seconds` (of the suggestion): a row for each class but background after each click; with all right, the rest is as the last."
+    "Table `clicks`, `id`, `class`, `dice`, `seconds` (of the suggestion): a row for each class but background after each click; with all right, the rest is as the last."
     ids, drawn, rows = [c.id for c in classes if (truth == c.id).any()], np.zeros_like(truth), []
     first, found = sorted(ids, key=lambda c: (c == 0, c)), np.zeros_like(truth)  # background last: it is what stands there before any click
     for n in range(1, clicks + 1):
@@ -62,7 +62,7 @@ def click_curve(
             patches, _ = suggester.whole(drawn)
             found = drawn.copy(); apply_patches(found, patches)
         seconds = time.perf_counter() - begun if click else np.nan
-        rows += [{"clicks": n, "class": c.name, "dice": dice(found == c.id, truth == c.id), "seconds": seconds} for c in classes if c.id]
+        rows += [{"clicks": n, "id": c.id, "class": c.name, "dice": dice(found == c.id, truth == c.id), "seconds": seconds} for c in classes if c.id]
     return pd.DataFrame(rows)
 
 # %% ../nbs/91_clicks.ipynb #40b0c9bb
@@ -85,24 +85,22 @@ def click_curves(
         tables.append(click_curve(suggester, p.class_map, classes, clicks).assign(roi=job["roi"], domain=job["modality"]))
     return pd.concat(tables, ignore_index=True)
 
-# %% ../nbs/91_clicks.ipynb #99995753
-CLICK_BAR = {"class": "bone", "clicks": 10, "dice": .85}
+# %% ../nbs/91_clicks.ipynb #272e1b82
+CLICK_BAR = {"id": 1, "clicks": 10, "dice": .85}  # bone against the rest
 
 def click_medians(
     curves,  # of `click_curves`
     at=(1, 2, 3, 5, 10),  # clicks
 ):
-    "Median Dice over ROIs by `domain` (and both) and `class`, a column for each number of clicks; `least` is the worst ROI at the last, `met` says whether `CLICK_BAR` is."
+    "Median Dice over ROIs by `domain` (and both) and class `id`, a column for each number of clicks; `least` is the worst ROI after the last, `rois` those that have the class, `met` whether `CLICK_BAR` is (None where it asks nothing)."
     both = pd.concat([curves, curves.assign(domain="both")])
     both = both[both["clicks"].isin(at)]
-    by = both.groupby(["domain", "class", "clicks"], sort=False)["dice"]
-    table = by.median().unstack("clicks")
-    last = both[both["clicks"] == both["clicks"].max()].groupby(["domain", "class"], sort=False)["dice"]
-    table = table.assign(least=last.min(), rois=last.count()).reset_index()
-    told = curves[(curves["class"] == CLICK_BAR["class"]) & (curves["clicks"] <= CLICK_BAR["clicks"])]
-    best = told.groupby(["domain", "roi"])["dice"].last()  # as it stands at the bar's number of clicks
-    met = {d: bool(v.median() >= CLICK_BAR["dice"]) for d, v in [*best.groupby("domain"), ("both", best)]}
-    return table.assign(met=[met[d] if c == CLICK_BAR["class"] else None for d, c in zip(table["domain"], table["class"])]).rename_axis(columns=None)
+    table = both.groupby(["domain", "id", "clicks"], sort=False)["dice"].median().unstack("clicks")
+    last = both[both["clicks"] == max(at)].groupby(["domain", "id"], sort=False)["dice"]
+    bar = both[both["clicks"] <= CLICK_BAR["clicks"]].groupby(["domain", "id", "clicks"])["dice"].median().groupby(["domain", "id"]).max() >= CLICK_BAR["dice"]
+    table = table.assign(least=last.min(), rois=last.count(), met=bar).reset_index().rename_axis(columns=None)
+    table.insert(2, "class", table["id"].map({c.id: c.name for c in DEFAULT_CLASSES["fluorescence"]}))
+    return table.assign(met=table["met"].astype(object).where(table["id"] == CLICK_BAR["id"], None))
 
 # %% ../nbs/91_clicks.ipynb #1b6359d1
 def click_seconds(
