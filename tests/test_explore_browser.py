@@ -48,8 +48,9 @@ def at_point(page, point, view="a"):
 
 
 def lasso(page, corners, view="a"):
-    "Draws round a polygon given in map coordinates."
-    path = [on_screen(page, x, y, view) for x, y in corners]
+    "Draws round a polygon given in map coordinates, as far as the canvas reaches."
+    r = page.locator(f"#{view} .bm-over").bounding_box()
+    path = np.clip([on_screen(page, x, y, view) for x, y in corners], (r["x"] + 1, r["y"] + 1), (r["x"] + r["width"] - 1, r["y"] + r["height"] - 1)).tolist()
     page.mouse.move(*path[0]); page.mouse.down()
     for x, y in path[1:]: page.mouse.move(x, y)
     page.mouse.up()
@@ -263,7 +264,7 @@ def test_escape_drops_the_lasso_under_way_and_then_clears_the_selection(page, ex
 def test_two_views_of_one_explorer_show_one_selection_and_one_may_close(page, explorer):
     with show(page, explorer, "map"):
         ready(page)
-        page.evaluate("window.second = draw('b')")
+        page.evaluate("() => { window.second = draw('b') }")
         page.wait_for_function("document.getElementById('b').bonehisto.view.at")
         page.locator("#b .bm-map").scroll_into_view_if_needed()
         page.locator("#b").get_by_role("button", name="Lasso").click()
