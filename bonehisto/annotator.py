@@ -62,7 +62,8 @@ STATIC = Path(__file__).parent / "static" if "__file__" in globals() else Path("
 class Annotator(anywidget.AnyWidget):
     "The annotator. `.show(work)` opens a ROI; `on_done(work)` and `on_next()` are called when the user says so."
     _esm, _css = STATIC / "annotator.js", STATIC / "annotator.css"
-    height = traitlets.Int(560).tag(sync=True)
+    height = traitlets.Int(560).tag(sync=True)    # of the picture, px
+    compact = traitlets.Bool(False).tag(sync=True)  # the picture alone
 
     def __init__(self, on_done=None, on_next=None, **kwargs):
         super().__init__(**kwargs)

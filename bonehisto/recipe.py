@@ -36,7 +36,7 @@ STEPS = (
     Step("measure", 78, ("segment",), ("tables/roi_parameters.csv", "tables/roi_parameters_masks.csv", "tables/label_stretches.csv", "tables/cells.csv", "tables/neighbourhood_rois.csv", "tables/measure_settings.json", "masks/*_interlabel.png", "audit/*.geojson")),
     Step("summarise", 80, ("measure",), ("tables/subject_parameters.csv", "tables/subject_parameters_masks.csv", "tables/subject_intervals.csv", "tables/group_summary.csv", "tables/truth_comparison.csv", "tables/truth_summary.csv",
                                          "tables/neighbourhood_subjects.csv", "tables/neighbourhood_groups.csv", "tables/neighbourhood_turnover.csv")),
-    Step("compare", 81, ("summarise",), ("tables/group_tests.csv", "tables/mixed_models.csv", "tables/tmv.csv", "tables/tmv_cuts.csv")),
+    Step("compare", 81, ("summarise",), ("tables/group_tests.csv", "tables/mixed_models.csv", "tables/tmv.csv", "tables/tmv_cuts.csv", "tables/readers.csv", "tables/reader_maps.csv", "tables/reader_parameters.csv")),
     Step("uncertainty", 81, ("measure",), ("tables/segmentation_intervals.csv", "tables/segmentation_range.csv", "tables/segmentation_coverage.csv")),
     Step("audit", 84, ("measure", "summarise"), ("audit/*.jpg", "audit/*.html", "audit/small/*.jpg")),
     Step("report", 87, ("inventory", "tile", "pretrain", "embed", "route", "heads", "segment", "measure", "summarise", "compare", "uncertainty", "audit"), ("report.html", "figures/*")),

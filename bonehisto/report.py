@@ -20,6 +20,7 @@ from .group_sections import comparison_section, tmv_section
 from .look import group_order, pretty
 from .page import DASH, RunFolder, as_text, canvas, figure, keys, missing, numbered, table, text, warnings
 from .place_sections import places_section
+from .reader_sections import readers_section
 from .report_sections import embeddings_section, examples_section, inventory_section, pretraining_section, router_section, run_verdict, segmentation_section
 from .result_figures import plot_times
 from .result_sections import groups_section, judged, measures_section, one_interval, truth_section
@@ -162,7 +163,7 @@ def provenance_section(run):
 # %% ../nbs/87_report.ipynb #ab981810
 BANNER = "Research use, no diagnosis."
 SECTIONS = (summary_section, inventory_section, examples_section, pretraining_section, embeddings_section, router_section, segmentation_section,
-            truth_section, measures_section, places_section, uncertainty_section, groups_section, comparison_section, tmv_section, agreement_section, experiments_section, assumptions_section, provenance_section)
+            truth_section, measures_section, places_section, uncertainty_section, groups_section, comparison_section, tmv_section, agreement_section, readers_section, experiments_section, assumptions_section, provenance_section)
 
 def marked_words(text):
     "The text, escaped, with `words in backticks` as code and powers of mm and um raised."

@@ -78,7 +78,7 @@ def test_imports_point_to_lower_numbers(path):
 
 @pytest.mark.parametrize("module", sorted({m for m in map(module_of, CHAPTERS) if m}))
 def test_compute_modules_do_not_draw(module):
-    if module.endswith(("_figures", "_sections")) or module in {"look", "page", "overlays", "audit", "figures", "live", "report", "explore", "ship"}:
+    if module.endswith(("_figures", "_sections")) or module in {"look", "page", "overlays", "audit", "figures", "live", "report", "annotate", "ship"}:
         pytest.skip("draws by design")
     text = (REPO / "bonehisto" / f"{module}.py").read_text()
     assert not re.search(r"^\s*(import|from)\s+(matplotlib|seaborn|ipywidgets)", text, re.M)

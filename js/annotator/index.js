@@ -23,6 +23,7 @@ function render({ model, el }) {
     root.append(middle)
     const view = new View(session, stage), pointer = new Pointer(session, view), panel = new Panel(session, view, pointer, root, side)
     root.prepend(panel.bar); root.append(panel.message)
+    if (model.get('compact')) { root.classList.add('bh-compact'); panel.choose('pan') }
     const open = () => { view.open(); panel.open(); panel.history() }
     const told = {
       roi: open, mask: box => { view.renew('classes', box); panel.areas() }, proposal: box => { view.renew('proposal', box); view.draw(box) },

@@ -37,10 +37,11 @@ export class Session {
     const bytes = buffers.map(b => b instanceof DataView ? new Uint8Array(b.buffer, b.byteOffset, b.byteLength) : new Uint8Array(b))
     if (message.type === 'tile') { this.settle(message, bytes[0]); return }
     if (message.to && message.to !== this.link.client) return
+    if (message.type !== 'roi') await this.opening  // what follows a ROI waits until it is unpacked
     if (message.n && message.client === this.link.client) this.link.answered(message.n)
     const patches = (message.patches ?? []).map((p, i) => ({ ...p, bits: bytes[i] }))
     switch (message.type) {
-      case 'roi': await this.open(message, bytes); break
+      case 'roi': await (this.opening = this.open(message, bytes)); break
       case 'edit': if (message.client !== this.link.client) this.carryOut(this.entry({ ...message, patches })); break
       case 'undo': case 'redo': if (message.client !== this.link.client) this.step(message.type); break
       case 'failed': this.tell('say', message.text, 'error'); break
@@ -48,6 +49,7 @@ export class Session {
       case 'points': this.suggested = message.points; this.tell('marks'); this.tell('say', message.text, 'info'); break
       case 'tokens': this.preview = new Preview(message, bytes[0]); break
       case 'readout': this.readout = message.rows; this.tell('readout'); break
+      case 'go': this.tell('go', message.box); break
       case 'say': this.tell('say', message.text, message.level ?? 'info'); break
     }
   }

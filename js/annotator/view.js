@@ -43,7 +43,7 @@ export class View {
     this.context = this.canvas.getContext('2d')
     this.moved = false  // by the user: until then the whole picture is shown, whatever the place becomes
     for (const event of ['canvas-drag', 'canvas-scroll', 'canvas-pinch']) this.viewer.addHandler(event, () => { this.moved = true })
-    this.viewer.addHandler('open', () => this.fit())
+    this.viewer.addHandler('open', () => { this.fit(); if (this.wanted) this.goTo(this.wanted) })
     for (const event of ['update-viewport', 'open', 'resize']) this.viewer.addHandler(event, () => this.draw())
     this.watch = new ResizeObserver(() => requestAnimationFrame(() => this.resized())); this.watch.observe(place)
     this.draft = null
@@ -74,7 +74,7 @@ export class View {
     }
     const shown = `${session.roi.subject}/${session.roi.name}`
     if (shown === this.shown) { this.drawMarks(); return }  // the same picture: stay where it was
-    this.shown = shown
+    this.shown = shown; this.wanted = null
     this.viewer.open(source)
   }
 
@@ -201,8 +201,9 @@ export class View {
   fit() { const item = this.viewer.world.getItemAt(0); this.moved = false; if (item) this.viewer.viewport.fitBounds(item.getBounds(), true) }
   zoom(by) { this.moved = true; this.viewer.viewport.zoomBy(by); this.viewer.viewport.applyConstraints() }
   pan(dx, dy) { this.moved = true; this.viewer.viewport.panBy(this.viewer.viewport.deltaPointsFromPixels(new OpenSeadragon.Point(dx, dy))); this.viewer.viewport.applyConstraints() }
-  goTo({ x, y, width, height }) {
-    const item = this.viewer.world.getItemAt(0)
+  goTo(box) {  // at once, or when the picture is there
+    const item = this.viewer.world.getItemAt(0), { x, y, width, height } = box
+    this.wanted = item ? null : box
     if (item) { this.moved = true; this.viewer.viewport.fitBounds(item.imageToViewportRectangle(x, y, width, height), true) }
   }
 
