@@ -154,6 +154,7 @@ def test_a_click_opens_the_roi_at_the_tile_and_finds_its_nearest(page, explorer)
         page.locator("#a .bm-nearest .bm-face").nth(3).wait_for()
         row = explorer.table.loc[point]
         assert explorer.called == [(row["roi"], [int(row["x"]), 0, 16, 16])]
+        page.locator("#a .bm-card").wait_for(state="hidden")  # what it told stands beside the map now, and the neighbours lie free
         page.get_by_label("other subjects only").check()
         page.wait_for_function(f"{SESSION}.focus.others")
         near = page.locator("#a .bm-nearest .bm-face").evaluate_all("faces => faces.map(f => +f.dataset.point)")
@@ -220,6 +221,7 @@ def test_html_in_names_is_text(page):
         page.select_option("#a .bm-bar select", evil)
         page.mouse.click(*at_point(page, 0))
         page.locator("#a .bm-nearest .bm-face").first.wait_for()
+        page.mouse.move(*at_point(page, 1))
         page.locator("#a .bm-card").wait_for(state="visible")
         page.keyboard.press("l"); lasso(page, box(5, 3, 20)); gallery(page, 30)
         page.get_by_role("button", name="to queue").click()
@@ -299,6 +301,7 @@ def test_a_tile_left_out_of_the_gallery_is_no_longer_chosen_and_the_rest_gets_it
         cell = page.locator("#a .bm-cell").first
         cell.hover(); cell.locator(".bm-out").click()
         assert gallery(page, 79)[0] == 65 and page.evaluate(f"{SESSION}.gallery.start") == 64
+        assert page.get_by_role("button", name="Label all 79").is_disabled()  # no class is given that nobody chose
         page.select_option("#a .bm-label select", label="osteoid")
         page.get_by_role("button", name="Label all 79").click()
         page.get_by_text("labelled as osteoid").wait_for()

@@ -29,7 +29,7 @@ export class Panel {
     this.back = button('‹', 'Earlier tiles', () => session.page(session.gallery.start - session.gallery.most)); this.on = button('›', 'Further tiles', () => session.page(session.gallery.start + session.gallery.most))
     this.sample = button('Draw at random', 'A random sample of the chosen tiles', () => session.sample())
     this.queue = button('Send to queue', 'Put the chosen tiles before the annotators', () => session.ask('queue'))
-    this.cls = el('select', { title: 'The class that all chosen tiles get' })
+    this.cls = el('select', { title: 'The class that all chosen tiles get', onchange: () => { this.label.disabled = !this.cls.value } })
     this.label = button('Label all', 'Give every chosen tile this class', () => session.ask('label', { cls: +this.cls.value }))
     this.exported = button('Export these ids', 'Write the chosen tiles to a CSV file', () => session.ask('export'))
     this.head = el('div', { className: 'bm-bar', hidden: true }, this.shown, this.back, this.on, this.sample, el('span', { className: 'bm-space' }), this.queue, el('span', { className: 'bm-label' }, this.cls, this.label), this.exported)
@@ -119,9 +119,9 @@ export class Panel {
     this.label.textContent = `Label all ${many(total)}`; this.queue.textContent = `Send ${many(total)} to queue`
     if (facts.can.label) {
       const before = this.cls.value
-      this.cls.replaceChildren(...(gallery.classes.length ? gallery.classes : [['', 'no shared class']]).map(([value, textContent]) => el('option', { value, textContent })))
+      this.cls.replaceChildren(...[['', gallery.classes.length ? 'class ...' : 'no shared class'], ...gallery.classes].map(([value, textContent]) => el('option', { value, textContent })))
       if (gallery.classes.some(([id]) => `${id}` === before)) this.cls.value = before
-      this.cls.disabled = this.label.disabled = !gallery.classes.length
+      this.cls.disabled = !gallery.classes.length; this.label.disabled = !this.cls.value  // a class is chosen, never taken over from nobody
       this.label.title = gallery.why || 'Give every chosen tile this class'
     }
     this.fill(this.tiles, points.map((point, k) => {
