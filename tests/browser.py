@@ -64,6 +64,7 @@ def page(browser):
     """A page of 1366 x 768 on which no script failed (`.errors`) and that asked nobody but 127.0.0.1 (`.outside`)."""
     context = browser.new_context(viewport={"width": 1366, "height": 768})
     made = context.new_page()
+    made.set_default_timeout(10_000)
     made.errors, made.outside = [], []
 
     def guard(route):
@@ -101,7 +102,7 @@ def served(folder, pages):
     """The address of a server of a folder's files and of pages, a dict of path -> HTML."""
     handler = functools.partial(type("Handler", (_Handler,), {"pages": pages}), directory=str(folder))
     server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+    threading.Thread(target=server.serve_forever, args=(.02,), daemon=True).start()
     try:
         yield f"http://127.0.0.1:{server.server_port}"
     finally:
