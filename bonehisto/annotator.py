@@ -100,8 +100,6 @@ class Annotator(anywidget.AnyWidget):
         self.pyramid = Pyramid(work.pixels) if max(work.pixels.shape[:2]) > WHOLE_PX else None
         self.picture = None if self.pyramid else jpeg(work.pixels)
         self.answer_hello({})
-        self.measure()
-        if work.tokens: self.later("tokens", self.answer_tokens)
 
     def roi(self):
         "What the browser must know of the ROI, a dict."
@@ -145,6 +143,8 @@ class Annotator(anywidget.AnyWidget):
         marks = self.work.record.marks
         self.tell("roi", [packed_map(self.work.record.map), *([self.picture] if self.picture and picture else [])], roi=self.roi(), to=message.get("client"),
                   points=[m for m in marks if m["type"] == "point"], lines=[m for m in marks if m["type"] == "line"])
+        self.measure()
+        if picture and self.work.tokens: self.later("tokens", self.answer_tokens)  # a page may come long after the ROI was opened
 
     def answer_edit(self, message, buffers):
         if not self.in_turn(message): return

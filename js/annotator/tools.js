@@ -117,7 +117,7 @@ export class Pointer {
     if (patch) session.edit({ kind: 'paint', tool, patches: [patch] })
   }
 
-  // Polygons and lines grow by clicks; Enter or a double click ends them, Shift+click begins a hole.
+  // Polygons and lines grow by clicks; Enter or a double click ends them, Shift+click begins a hole, Z takes a corner back.
   vertex(at, tool, hole) {
     const { view } = this, { width, height } = this.session.mask
     if (tool === 'line') at = [Math.max(0, Math.min(width, at[0])), Math.max(0, Math.min(height, at[1]))]
@@ -141,6 +141,17 @@ export class Pointer {
       if (rings.length) { session.region.clear(); session.region.polygon(rings); this.fill('polygon') }
     }
     view.drawMarks()
+  }
+
+  // Takes the last corner back; returns whether there was one.
+  shorten() {
+    const { draft } = this.view
+    if (!draft) return false
+    draft.points.pop()
+    if (!draft.points.length) draft.points = draft.rings.pop() ?? []
+    if (!draft.points.length) this.view.draft = null
+    this.view.drawMarks()
+    return true
   }
 
   drop() { this.view.draft = null; this.cancel(); this.view.drawMarks() }
