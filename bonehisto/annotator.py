@@ -83,7 +83,11 @@ class Annotator(anywidget.AnyWidget):
         super().__init__(**kwargs)
         self.on_done, self.on_next, self.work = on_done, on_next, None
         self.incoming, self.openings, self.newest = Incoming(), count(1), {}
+<<<<<<< HEAD
         self.worker, self.meter = ThreadPoolExecutor(1), ThreadPoolExecutor(1)  # what takes long never holds up a read-out
+=======
+        self.worker, self.aside = ThreadPoolExecutor(1), ThreadPoolExecutor(1)  # aside: what takes long, and nobody waits for
+>>>>>>> 7e7b99daf1ea169f026c192e461075c9a5fcc3be
         self.on_msg(lambda _, message, buffers: self.hear(message, buffers))
 
     def __repr__(self): return "Annotator: run the cell to use it"  # all that a stored notebook shows
@@ -100,6 +104,11 @@ class Annotator(anywidget.AnyWidget):
         self.pyramid = Pyramid(work.pixels) if max(work.pixels.shape[:2]) > WHOLE_PX else None
         self.picture = None if self.pyramid else jpeg(work.pixels)
         self.answer_hello({})
+<<<<<<< HEAD
+=======
+        self.later("readout", self.answer_readout)
+        if work.tokens: self.later("tokens", self.answer_tokens, worker=self.aside)
+>>>>>>> 7e7b99daf1ea169f026c192e461075c9a5fcc3be
 
     def roi(self):
         "What the browser must know of the ROI, a dict."
@@ -126,12 +135,16 @@ class Annotator(anywidget.AnyWidget):
         except Exception as e: self.tell("failed", text=f"{type(e).__name__}: {e}", **page)
 
     def later(self, kind, work, message=None, worker=None):
+<<<<<<< HEAD
         "Do it in a worker's turn, unless a newer question of its kind was asked."
+=======
+        "Do it in the worker's turn, unless a newer question of its kind was asked."
+>>>>>>> 7e7b99daf1ea169f026c192e461075c9a5fcc3be
         self.newest[kind] = turn = object()
         opening = self.opening
         def run():
             if self.newest.get(kind) is not turn or self.opening != opening: return
-            try: work(message or {})
+            try: work((message or {}) | {"opening": opening})
             except UserError as e: self.say(e, "warn")
             except Exception as e: self.say(f"{type(e).__name__}: {e}", "error")
         return (worker or self.worker).submit(run)
@@ -188,11 +201,12 @@ class Annotator(anywidget.AnyWidget):
 
     def answer_tokens(self, message):
         tokens, cell = self.work.tokens()
-        self.tell("tokens", [np.ascontiguousarray(tokens).tobytes()], rows=tokens.shape[0], columns=tokens.shape[1], cell=cell)
+        if message["opening"] == self.opening: self.tell("tokens", [np.ascontiguousarray(tokens).tobytes()], rows=tokens.shape[0], columns=tokens.shape[1], cell=cell)
 
     # Proposals
 
     def propose(self, message, patches, facts):
+        if message["opening"] != self.opening: return  # of a ROI that was left
         rectangles, buffers = patches_to_buffers(patches)
         self.tell("proposal", buffers, patches=rectangles, to=message.get("client"), asked=message.get("n"), **facts)
 
@@ -205,20 +219,20 @@ class Annotator(anywidget.AnyWidget):
         self.later("proposal", run, message)
 
     def answer_suggest(self, message):
-        if not self.work.suggest: self.say("Suggestions need a run: start with --run."); return
+        if not self.work.suggest: self.say("This ROI comes without suggestions: it is labelled by hand."); return
         self.later("proposal", lambda m: self.propose(m, *self.work.suggest(m["marks"], self.work.record.map)), message)
 
     def answer_whole(self, message):
-        if not self.work.whole: self.say("Suggestions need a run: start with --run."); return
+        if not self.work.whole: self.say("This ROI comes without suggestions: it is labelled by hand."); return
         self.later("proposal", lambda m: self.propose(m, *self.work.whole(self.work.record.map)), message)
 
     def answer_similar(self, message):
         points = [m for m in self.work.record.marks if m["type"] == "point" and m["cls"] == message["cls"]]
-        if not self.work.similar: self.say("Finding similar cells needs a run: start with --run."); return
+        if not self.work.similar: self.say("This ROI comes without suggestions: its cells are marked by hand."); return
         if not points: self.say(f"Mark at least one {message['cls']} first."); return
         def run(message):
             found = self.work.similar(points)
-            self.tell("points", points=found, text=f"{len(found)} more proposed: click one with the Cell tool to take it." if found else "Nothing else here looks like them.")
+            if message["opening"] == self.opening: self.tell("points", points=found, text=f"{len(found)} more proposed: click one with the Cell tool to take it." if found else "Nothing else here looks like them.")
         self.later("similar", run, message)
 
     # The way through the queue
@@ -232,5 +246,9 @@ class Annotator(anywidget.AnyWidget):
         else: self.say("There is no queue here.")
 
     def close(self):
+<<<<<<< HEAD
         for worker in (self.worker, self.meter): worker.shutdown(wait=False, cancel_futures=True)
+=======
+        for worker in (self.worker, self.aside): worker.shutdown(wait=False, cancel_futures=True)
+>>>>>>> 7e7b99daf1ea169f026c192e461075c9a5fcc3be
         super().close()
