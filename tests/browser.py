@@ -24,12 +24,13 @@ const bytes = text => { const raw = atob(text), out = new Uint8Array(raw.length)
 const text = buffer => { let raw = ''; for (const b of new Uint8Array(buffer.buffer ?? buffer)) raw += String.fromCharCode(b); return btoa(raw) }
 const deliver = replies => { for (const [content, buffers] of replies) for (const f of [...listeners]) f(content, buffers.map(bytes)) }
 const model = {
-  get: name => state[name], set: (name, value) => { state[name] = value }, save_changes() {}, off() {},
+  get: name => state[name], set: (name, value) => { state[name] = value }, save_changes() {},
   on: (event, f) => { if (event === 'msg:custom') listeners.push(f) },
+  off: (event, f) => { if (event === 'msg:custom' && listeners.includes(f)) listeners.splice(listeners.indexOf(f), 1) },
   send: async (content, _, buffers = []) => deliver(await window.python(content, buffers.map(text))),
 }
 const draw = id => widget.render({ model, el: document.getElementById(id) })
-Object.assign(window, { model, deliver, draw, close: widget.initialize({ model }) })
+Object.assign(window, { model, listeners, deliver, draw, close: widget.initialize({ model }) })
 draw('a')
 setInterval(async () => deliver(await window.python(null, [])), 30)  // what Python says unasked
 </script>"""

@@ -55,18 +55,16 @@ LISTEN = """() => {
 
 
 def larger(study, folder):
-    """A copy of the study, unlabelled, with ROIs of all SIZES made of its own: the path of its manifest."""
+    """A study of unlabelled ROIs of all SIZES, two a stain, made of the study's own: the path of its manifest."""
     manifest = load_manifest(study)
     rois = []
-    for roi in manifest.rois:
-        rois.append({"id": roi.id, "image": str(roi.image), "subject": roi.subject, "modality": roi.modality, "pixel_size_um": roi.pixel_size_um})
     for size in SIZES:
-        for kind in ("brightfield", "fluorescence"):
-            own = next(r for r in manifest.rois if r.modality == kind)
+        for kind, k in ((kind, k) for kind in ("brightfield", "fluorescence") for k in (0, 1)):
+            own = [r for r in manifest.rois if r.modality == kind][k]
             pixels = read_image(own.image).pixels
             reach = -(-size // min(pixels.shape[:2]))
             whole = np.concatenate([np.concatenate([pixels[:, ::(-1) ** k] for k in range(reach)], 1)[::(-1) ** j] for j in range(reach)])[:size, :size]
-            path = Path(folder) / f"big_{kind[:2]}_{size}.png"
+            path = Path(folder) / f"{kind}_{k}_{size}.png"
             Image.fromarray(whole).save(path, compress_level=1)
             rois.append({"id": path.stem, "image": str(path), "subject": own.subject, "modality": kind, "pixel_size_um": own.pixel_size_um})
     path = Path(folder) / "data_manifest.yaml"
@@ -108,17 +106,18 @@ def in_lab(call, folder):
         process.wait(20)
 
 
-def measure_roi(page, roi, size):
-    """Rows (interaction, size, ms) of one ROI."""
-    page.evaluate("() => { window.T = Object.assign(window.T, {}); for (const k in T) delete T[k] }")
-    page.evaluate("() => { window.opening = performance.now() }")
-    page.locator(f".bq-item[data-roi='{roi}']").click()
-    page.wait_for_function(f"A.session.roi?.name === '{roi}' && !window.opening", timeout=60_000)
+def measure_next(page):
+    """Rows (interaction, size, ms) of the ROI that the queue gives next."""
+    key = lambda k: (page.locator(".bh-annotator:not(.bh-compact)").focus(), page.keyboard.press(k))
+    page.wait_for_timeout(2000)  # its picture is read meanwhile, as while anybody labels
+    page.evaluate("() => { for (const k in T) delete T[k]; window.before = A.session.roi?.name; window.opening = performance.now() }")
+    key("Space")
+    page.wait_for_function("A.session.roi?.name !== before && !window.opening", timeout=60_000)
     page.wait_for_timeout(500)
+    size = page.evaluate("A.session.roi.width")
     box = page.locator(".bh-annotator:not(.bh-compact) .bh-stage").bounding_box()
     cx, cy, side = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2, min(box["width"], box["height"]) * .42
     rng, at = np.random.default_rng(size), lambda: (cx + side * rng.uniform(-1, 1), cy + side * rng.uniform(-1, 1))
-    key = lambda k: (page.locator(".bh-annotator:not(.bh-compact)").focus(), page.keyboard.press(k))
     settle = lambda name, n: page.wait_for_function(f"(T['{name}'] ?? []).length >= {n}", timeout=60_000)
     quiet = lambda: page.wait_for_function("!A.session.link.waiting.size", timeout=30_000)
 
@@ -192,7 +191,7 @@ def measure(place, study, run):
     rows, outside = [], []
     with tempfile.TemporaryDirectory() as folder:
         manifest = larger(study, folder)
-        call = {"manifest": str(manifest), "run": str(Path(run).absolute()), "annotator": "Ana", "unassisted": 0, "sentinels": 0, "reread": 0}
+        call = {"manifest": str(manifest), "run": str(Path(run).absolute()), "annotator": "Ana", "unassisted": 0, "sentinels": 0, "reread": 0, "seed": 1}
         with place(call, folder) as (address, start), sync_playwright() as play:
             page = play.chromium.launch(executable_path=find_browser(), args=FLAGS).new_page(viewport={"width": 1366, "height": 900})
             page.on("request", lambda r: outside.append(r.url) if not re.match(r"(http|ws)://127\.0\.0\.1|data:|blob:", r.url) else None)
@@ -200,11 +199,10 @@ def measure(place, study, run):
             start(page)
             page.wait_for_selector(".bh-class", timeout=120_000)
             page.evaluate(LISTEN)
-            measure_roi(page, f"big_fl_{SIZES[0]}", SIZES[0])  # once to warm up
-            for size in SIZES:
-                for kind in ("br", "fl"):
-                    rows += measure_roi(page, f"big_{kind}_{size}", size)
-                    print(".", end="", flush=True, file=sys.stderr)
+            for k in range(4 * len(SIZES) - 1):
+                found = measure_next(page)
+                rows += found if k else []  # once to warm up
+                print(".", end="", flush=True, file=sys.stderr)
             rows += measure_map(page)
     if outside: print("asked outside:", *sorted(set(outside)), sep="\n")
     return pd.DataFrame(rows, columns=["interaction", "size", "ms"])
