@@ -83,11 +83,7 @@ class Annotator(anywidget.AnyWidget):
         super().__init__(**kwargs)
         self.on_done, self.on_next, self.work = on_done, on_next, None
         self.incoming, self.openings, self.newest = Incoming(), count(1), {}
-<<<<<<< HEAD
-        self.worker, self.meter = ThreadPoolExecutor(1), ThreadPoolExecutor(1)  # what takes long never holds up a read-out
-=======
-        self.worker, self.aside = ThreadPoolExecutor(1), ThreadPoolExecutor(1)  # aside: what takes long, and nobody waits for
->>>>>>> 7e7b99daf1ea169f026c192e461075c9a5fcc3be
+        self.worker, self.meter, self.aside = (ThreadPoolExecutor(1) for _ in range(3))  # proposals; read-outs, which nothing holds up; what takes long and nobody waits for
         self.on_msg(lambda _, message, buffers: self.hear(message, buffers))
 
     def __repr__(self): return "Annotator: run the cell to use it"  # all that a stored notebook shows
@@ -104,11 +100,6 @@ class Annotator(anywidget.AnyWidget):
         self.pyramid = Pyramid(work.pixels) if max(work.pixels.shape[:2]) > WHOLE_PX else None
         self.picture = None if self.pyramid else jpeg(work.pixels)
         self.answer_hello({})
-<<<<<<< HEAD
-=======
-        self.later("readout", self.answer_readout)
-        if work.tokens: self.later("tokens", self.answer_tokens, worker=self.aside)
->>>>>>> 7e7b99daf1ea169f026c192e461075c9a5fcc3be
 
     def roi(self):
         "What the browser must know of the ROI, a dict."
@@ -135,11 +126,7 @@ class Annotator(anywidget.AnyWidget):
         except Exception as e: self.tell("failed", text=f"{type(e).__name__}: {e}", **page)
 
     def later(self, kind, work, message=None, worker=None):
-<<<<<<< HEAD
         "Do it in a worker's turn, unless a newer question of its kind was asked."
-=======
-        "Do it in the worker's turn, unless a newer question of its kind was asked."
->>>>>>> 7e7b99daf1ea169f026c192e461075c9a5fcc3be
         self.newest[kind] = turn = object()
         opening = self.opening
         def run():
@@ -157,7 +144,7 @@ class Annotator(anywidget.AnyWidget):
         self.tell("roi", [packed_map(self.work.record.map), *([self.picture] if self.picture and picture else [])], roi=self.roi(), to=message.get("client"),
                   points=[m for m in marks if m["type"] == "point"], lines=[m for m in marks if m["type"] == "line"])
         self.measure()
-        if picture and self.work.tokens: self.later("tokens", self.answer_tokens)  # a page may come long after the ROI was opened
+        if picture and self.work.tokens: self.later("tokens", self.answer_tokens, worker=self.aside)  # a page may come long after the ROI was opened
 
     def answer_edit(self, message, buffers):
         if not self.in_turn(message): return
@@ -246,9 +233,5 @@ class Annotator(anywidget.AnyWidget):
         else: self.say("There is no queue here.")
 
     def close(self):
-<<<<<<< HEAD
-        for worker in (self.worker, self.meter): worker.shutdown(wait=False, cancel_futures=True)
-=======
-        for worker in (self.worker, self.aside): worker.shutdown(wait=False, cancel_futures=True)
->>>>>>> 7e7b99daf1ea169f026c192e461075c9a5fcc3be
+        for worker in (self.worker, self.meter, self.aside): worker.shutdown(wait=False, cancel_futures=True)
         super().close()
