@@ -102,7 +102,7 @@ def served(folder, pages):
     """The address of a server of a folder's files and of pages, a dict of path -> HTML."""
     handler = functools.partial(type("Handler", (_Handler,), {"pages": pages}), directory=str(folder))
     server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+    threading.Thread(target=server.serve_forever, args=(.02,), daemon=True).start()
     try:
         yield f"http://127.0.0.1:{server.server_port}"
     finally:

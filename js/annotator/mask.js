@@ -94,8 +94,8 @@ export class LabelMask {
     const open = new Uint8Array(256).fill(1)
     for (const c of locked) open[c] = 0
     open[value] = 0
-    const takes = i => region.marks[i] && open[this.data[i]]
-    for (let y = y0; y < y1; y++) for (let x = x0, i = y * this.width + x0; x < x1; x++, i++) if (takes(i)) {
+    const { marks } = region, { data, width: w } = this
+    for (let y = y0; y < y1; y++) for (let x = x0, i = y * w + x0; x < x1; x++, i++) if (marks[i] && open[data[i]]) {
       if (x < left) left = x
       if (x >= right) right = x + 1
       if (y < top) top = y
@@ -103,22 +103,28 @@ export class LabelMask {
     }
     if (left >= right) return null
     const width = right - left, height = bottom - top, bits = new Uint8Array((width * height + 7) >> 3)
-    for (let y = 0, k = 0; y < height; y++) for (let x = 0, i = (top + y) * this.width + left; x < width; x++, i++, k++)
-      if (takes(i)) bits[k >> 3] |= 128 >> (k & 7)
+    for (let y = 0, k = 0; y < height; y++) for (let x = 0, i = (top + y) * w + left; x < width; x++, i++, k++)
+      if (marks[i] && open[data[i]]) bits[k >> 3] |= 128 >> (k & 7)
     return { x: left, y: top, width, height, value, bits }
   }
 
   // Carries a patch out and returns the patches that take it back.
   apply(patch) {
-    const { x, y, width, height, value, bits } = patch, before = new Map()
-    for (let dy = 0, k = 0; dy < height; dy++) for (let dx = 0, i = (y + dy) * this.width + x; dx < width; dx++, i++, k++) if (unpack(bits, k)) {
-      const old = this.data[i]
+    const { x, y, width, height, value, bits } = patch, { data, width: w, counts } = this, before = new Map()
+    let last = -1, former = null, n = 0  // neighbours mostly had one value
+    const settle = () => { if (n) { counts[last] -= n; counts[value] += n; n = 0 } }
+    for (let dy = 0, k = 0; dy < height; dy++) for (let dx = 0, i = (y + dy) * w + x; dx < width; dx++, i++, k++) if (bits[k >> 3] >> (7 - (k & 7)) & 1) {
+      const old = data[i]
       if (old === value) continue
-      if (!before.has(old)) before.set(old, new Uint8Array(bits.length))
-      before.get(old)[k >> 3] |= 128 >> (k & 7)
-      this.data[i] = value
-      this.counts[old]--; this.counts[value]++
+      if (old !== last) {
+        settle(); last = old
+        if (!before.has(old)) before.set(old, new Uint8Array(bits.length))
+        former = before.get(old)
+      }
+      former[k >> 3] |= 128 >> (k & 7)
+      data[i] = value; n++
     }
+    settle()
     return [...before].map(([old, b]) => ({ x, y, width, height, value: old, bits: b }))
   }
 

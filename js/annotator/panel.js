@@ -8,12 +8,12 @@ export const TOOLS = [
   ['brush', 'Brush', 'B', 'Paint the chosen class'],
   ['erase', 'Erase', 'E', 'Paint background'],
   ['wand', 'Wand', 'W', 'Fill what looks like the place under the cursor'],
-  ['polygon', 'Polygon', 'P', 'Click corners; double click or Enter ends; Shift+click begins a hole; Escape drops it'],
+  ['polygon', 'Polygon', 'P', 'Click corners; double click or Enter ends; Shift+click begins a hole; Z takes a corner back, Escape drops it'],
   ['suggest', 'Suggest', 'S', 'Click or scribble on a tissue: the program proposes where it goes on'],
   ['accept', 'Accept piece', 'T', 'Click a proposed piece to take it'],
   ['reject', 'Reject piece', 'R', 'Click a proposed piece to refuse it'],
   ['point', 'Cell', 'O', 'Mark a cell; click it again to remove it'],
-  ['line', 'Surface', 'L', 'Draw a line along a surface; double click or Enter ends it'],
+  ['line', 'Surface', 'L', 'Draw a line along a surface; double click or Enter ends it; Z takes a corner back, Escape drops it'],
 ]
 
 const keyOf = id => id === UNLABELLED ? 'N' : id < 10 ? String(id) : ''
@@ -33,7 +33,7 @@ export class Panel {
     this.readout = el('table', { className: 'bh-readout' })
     this.message = el('div', { className: 'bh-message', role: 'status' })
     this.state = el('div', { className: 'bh-state' })
-    this.undo = button('Undo', 'Take back the last step (Z)', () => session.undo()); this.redo = button('Redo', 'Do it again (Shift+Z)', () => session.redo())
+    this.undo = button('Undo', 'Take back the last step (Z)', () => this.takeBack()); this.redo = button('Redo', 'Do it again (Shift+Z)', () => session.redo())
     this.same = button('Same tissue', 'Show what is like the place under the cursor (D)', () => this.compare())
     this.offers = {  // what a ROI may come without
       suggest: this.tools.get('suggest'), tokens: this.same, proposal: button('From model', 'What the trained head draws here (M)', () => session.head()),
@@ -151,14 +151,14 @@ export class Panel {
     if (pointer.active && k !== 'h' && k !== 'escape') { if (plain) e.preventDefault(); return }  // a stroke is under way
     if (!plain) {
       if (e.altKey || k !== 'z' && k !== 'y') return
-      k === 'y' || e.shiftKey ? session.redo() : session.undo()
+      k === 'y' || e.shiftKey ? session.redo() : this.takeBack()
     } else if (tool) this.choose(tool[0])
     else if (/^[0-9]$/.test(k)) this.take(+k)
     else if (size >= 0) session.choose({ size: Math.max(1, Math.min(120, session.size + [-2, 2][size])) })
     else if (k.startsWith('arrow')) view.pan({ arrowleft: -80, arrowright: 80 }[k] ?? 0, { arrowup: -80, arrowdown: 80 }[k] ?? 0)
     else {
       const act = {
-        z: () => e.shiftKey ? session.redo() : session.undo(), n: () => this.take(UNLABELLED), a: () => session.decide('accept'), x: () => session.decide('reject'),
+        z: () => e.shiftKey ? session.redo() : this.takeBack(), backspace: () => pointer.shorten(), n: () => this.take(UNLABELLED), a: () => session.decide('accept'), x: () => session.decide('reject'),
         m: () => session.head(), u: () => session.whole(), g: () => session.similar(session.cell), h: () => this.hide(true, true), d: () => this.compare(), f: () => view.fit(),
         ' ': () => e.repeat || session.leave('next'), enter: () => pointer.close(), escape: () => this.escape(), '+': () => view.zoom(1.4), '=': () => view.zoom(1.4), '-': () => view.zoom(1 / 1.4),
       }[k]
@@ -167,6 +167,8 @@ export class Panel {
     }
     e.preventDefault(); e.stopPropagation()
   }
+
+  takeBack() { this.pointer.shorten() || this.session.undo() }  // a corner of what is being drawn, else a step
 
   escape() {  // first what is being drawn, then what is proposed
     const { session, pointer, view } = this

@@ -70,8 +70,7 @@ export class Session {
     this.done = []; this.undone = []  // what the browser can take back; older steps are Python's
     this.points = message.points ?? []; this.lines = message.lines ?? []
     this.suggested = []
-    this.preview = null
-    this.readout = null
+    if (!same) this.preview = this.readout = null
     if (this.picture && (bytes[1] || !same)) URL.revokeObjectURL(this.picture)
     this.picture = bytes[1] ? URL.createObjectURL(new Blob([bytes[1]], { type: message.roi.format })) : same ? this.picture : null
     this.cls = this.classes.some(c => c.id === this.cls) ? this.cls : Math.min(1, this.classes.length - 1)

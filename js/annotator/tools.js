@@ -101,9 +101,13 @@ export class Pointer {
     const ends = (origin, from, size) => [from, from + WINDOW].map(v => Math.max(0, Math.min(size, Math.ceil((v / density - origin) / factor - 0.5))))
     const [x0, x1] = ends(ox, left, mask.width), [y0, y1] = ends(oy, top, mask.height)
     region.clear()
-    for (let y = y0; y < y1; y++) for (let x = x0, row = shown(y, oy, top) * WINDOW; x < x1; x++)
-      if (inside[row + shown(x, ox, left)]) { region.marks[y * mask.width + x] = 1; region.grow(x, y, x + 1, y + 1) }
-    region.keep(...at.map(Math.floor))
+    const columns = Int32Array.from({ length: Math.max(0, x1 - x0) }, (_, k) => shown(x0 + k, ox, left))
+    for (let y = y0; y < y1; y++) {
+      const row = shown(y, oy, top) * WINDOW, o = y * mask.width + x0
+      for (let k = 0; k < columns.length; k++) if (inside[row + columns[k]]) region.marks[o + k] = 1
+    }
+    if (y0 < y1) region.grow(x0, y0, x1, y1)
+    if (factor * density > 1) region.keep(...at.map(Math.floor))  // centres of large pixels may miss a narrow bridge; small ones follow the window
     this.fill('wand')
   }
 
@@ -113,7 +117,7 @@ export class Pointer {
     if (patch) session.edit({ kind: 'paint', tool, patches: [patch] })
   }
 
-  // Polygons and lines grow by clicks; Enter or a double click ends them, Shift+click begins a hole.
+  // Polygons and lines grow by clicks; Enter or a double click ends them, Shift+click begins a hole, Z takes a corner back.
   vertex(at, tool, hole) {
     const { view } = this, { width, height } = this.session.mask
     if (tool === 'line') at = [Math.max(0, Math.min(width, at[0])), Math.max(0, Math.min(height, at[1]))]
@@ -137,6 +141,17 @@ export class Pointer {
       if (rings.length) { session.region.clear(); session.region.polygon(rings); this.fill('polygon') }
     }
     view.drawMarks()
+  }
+
+  // Takes the last corner back; returns whether there was one.
+  shorten() {
+    const { draft } = this.view
+    if (!draft) return false
+    draft.points.pop()
+    if (!draft.points.length) draft.points = draft.rings.pop() ?? []
+    if (!draft.points.length) this.view.draft = null
+    this.view.drawMarks()
+    return true
   }
 
   drop() { this.view.draft = null; this.cancel(); this.view.drawMarks() }

@@ -104,7 +104,7 @@ export class View {
     proposal.full[0] = 0xB0FFFFFF  // a proposal of background is seen too
     proposal.full[NOTHING] = 0
     const all = { x: 0, y: 0, width: session.mask.width, height: session.mask.height }
-    classes.paint(all)
+    if (session.mask.counts[0] < session.mask.data.length) classes.paint(all)  // a fresh canvas shows nothing as it is
     if (session.proposes) proposal.paint(all)
     this.draw()
   }
