@@ -147,17 +147,17 @@ def test_the_eraser_gives_the_background_back(page, tmp_path):
 
 
 def test_the_wand_fills_the_piece_under_the_cursor_to_the_pixel_and_no_other(page, tmp_path):
-    with opened(page, work(tmp_path)) as annotator:
+    with opened(page, work(tmp_path, pixels=picture(320, 480))) as annotator:
         page.keyboard.press("w")
-        click(page, 50, 60)
+        click(page, 56, 64)
         found, events = agreed(page, annotator)
-        assert (found == squares()[0]).all() and events[-1]["tool"] == "wand"
+        assert (found == squares(320, 480)[0]).all() and events[-1]["tool"] == "wand"
         for _ in range(3): page.keyboard.press("+")
-        page.wait_for_function(f"!{A}.view.viewer.isAnimating?.() && {A}.view.frame().factor > 6")
+        page.wait_for_function(f"!{A}.view.viewer.isAnimating?.() && {A}.view.frame().factor > 4")
         page.wait_for_function(f"(f => new Promise(done => setTimeout(() => done({A}.view.frame().factor === f), 60)))({A}.view.frame().factor)")
         page.keyboard.press("2"); click(page, 140, 70)
         piece = agreed(page, annotator)[0] == 2
-        assert piece[70, 140] and not (piece & ~squares()[1]).any()
+        assert piece[70, 140] and not (piece & ~squares(320, 480)[1]).any()
 
 
 def test_a_polygon_has_a_hole_and_escape_drops_the_one_under_way(page, tmp_path):
@@ -389,7 +389,7 @@ def test_the_brush_is_measured_in_pixels_of_the_screen(page, tmp_path):
 
 @pytest.mark.parametrize("compact", [False, True])
 def test_light_starts_as_python_says_and_changes_the_display_alone(page, tmp_path, compact):
-    dark = picture() // 4
+    dark = picture(320, 480) // 4
     with opened(page, work(tmp_path, domain="fluorescence", pixels=dark), Annotator(compact=compact)) as annotator:
         state = "(f => [f.map(e => +e.getAttribute('amplitude')), f.map(e => +e.getAttribute('exponent'))])([...document.querySelectorAll('#a feComponentTransfer > *')])"
         gain = 220 / np.percentile(dark, 99.5, axis=(0, 1)).max()
@@ -402,8 +402,8 @@ def test_light_starts_as_python_says_and_changes_the_display_alone(page, tmp_pat
         page.get_by_title("Show red").uncheck()
         (r, g, b), exponents = page.evaluate(state)
         assert r == 0 and g == pytest.approx(gain ** .5, abs=.02) and exponents == [1, .5, 1] and len(annotator.sent) == before
-        page.locator("#a .bh-annotator").focus(); page.keyboard.press("w"); click(page, 50, 60)
-        assert (agreed(page, annotator)[0] == squares()[0]).all()  # the wand sees the picture as it is
+        page.locator("#a .bh-annotator").focus(); page.keyboard.press("w"); click(page, 56, 64)
+        assert (agreed(page, annotator)[0] == squares(320, 480)[0]).all()  # the wand sees the picture as it is
         annotator.show(work(tmp_path, "S02"))  # brightfield
         page.wait_for_function(f"{A}.session.roi.name === 'S02'")
         assert page.evaluate(f"{A}.view.viewer.drawer.canvas.style.filter") == "" and not page.get_by_text("Light (display only)").is_visible()
