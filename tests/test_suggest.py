@@ -302,7 +302,7 @@ def test_the_oracle_clicks_inside_what_is_wrong():
 
 def test_medians_tell_the_bar_by_domain():
     import pandas as pd
-    rows = [{"clicks": n, "id": i, "class": "", "roi": f"{d}{r}", "domain": d, "dice": v - .1 * i, "seconds": 0} for d, v in (("brightfield", 1.), ("fluorescence", .9)) for r in range(3) for n in (1, 2) for i in (1, 2)]
+    rows = [{"by": "tokens", "clicks": n, "id": i, "class": "", "roi": f"{d}{r}", "domain": d, "dice": v - .1 * i, "seconds": 0} for d, v in (("brightfield", 1.), ("fluorescence", .9)) for r in range(3) for n in (1, 2) for i in (1, 2)]
     found = click_medians(pd.DataFrame(rows), at=(1, 2)).set_index(["domain", "id"])
     assert found.loc[("brightfield", 1), "met"] is True and found.loc[("fluorescence", 1), "met"] is False and found.loc[("both", 1), "met"] is True
     assert found.loc[("brightfield", 2), "met"] is None and found.loc[("both", 1), "rois"] == 6 and found.loc[("fluorescence", 2), 2] == pytest.approx(.7)
