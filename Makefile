@@ -26,7 +26,7 @@ ON_PATH := PATH="$(CURDIR)/$(BIN):$$PATH" BONEHISTO_THREADS=1 OMP_NUM_THREADS=1
 test: $(READY)
 	$(ON_PATH) $(BIN)/python -m pytest -q -n 2 tests/test_project.py
 	$(ON_PATH) $(BIN)/nbdev_test --n_workers 2
-	$(ON_PATH) $(BIN)/python -m pytest -q -n 2 --dist loadfile --durations 10 tests --ignore tests/test_project.py
+	$(ON_PATH) $(BIN)/python -m pytest -q -rs -n 2 --dist loadfile --durations 10 tests --ignore tests/test_project.py
 
 lab: $(READY)
 	$(BIN)/jupyter lab --notebook-dir nbs

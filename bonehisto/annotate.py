@@ -8,7 +8,7 @@ from importlib.resources import files as package_files
 from pathlib import Path
 
 import traitlets
-from ipywidgets import Box, Button, Dropdown, HBox, Layout, VBox
+from ipywidgets import Dropdown, HBox, Layout, VBox
 
 # %% ../nbs/94_annotate.ipynb #a9e04162
 from .annotator import Annotator
@@ -67,14 +67,14 @@ class AnnotateStudy(VBox):
         kept = Path(run) / "features/roi_tokens" if run else self.study.label_folder / ".tokens"
         self.ask = dict(manifest=manifest, run=run, help=help or suggestions(run, kept), **shares)
         self.desk, self.explorer, self.choices = None, None, {}
-        self.list = RoiList(self.go_to, self.enter, lambda roi: self.desk and self.desk.thumbnail(roi), layout=Layout(flex="0 0 200px"))
+        self.list = RoiList(self.go_to, self.enter, lambda roi: self.desk and self.desk.thumbnail(roi), layout=Layout(flex="0 0 200px", margin="0 6px 6px 0"))
         self.annotator = Annotator(on_done=lambda work: self.done(), on_next=self.next, layout=Layout(flex="3 1 0", min_width="0"))
-        self.beside = Annotator(compact=True, layout=Layout(flex="2 1 0", min_width="0", display="none"))
+        self.beside = Annotator(compact=True, layout=Layout(flex="2 1 0", min_width="0", margin="0 0 0 6px", display="none"))
         self.choice = Dropdown(options=[("nothing", "")], description="Beside it:", tooltip="The other stain of this subject, or another reader's labels once both are done", style={"description_width": "initial"}, layout=Layout(width="320px"))
         self.choice.observe(lambda change: self.look(), "value")
         if run and (Path(run) / "tables/embeddings.parquet").exists():
             self.explorer = explore_run(run, on_open=self.go_to, on_queue=self.to_queue, on_label=self.label, classes={d: self.study.class_table(d) for d in ("brightfield", "fluorescence")})
-        middle = VBox([HBox([self.annotator, self.beside], layout=Layout(gap="6px")), self.choice], layout=Layout(flex="1 1 0", min_width="0"))
+        middle = VBox([HBox([self.annotator, self.beside]), self.choice], layout=Layout(flex="1 1 0", min_width="0"))
         super().__init__([HBox([self.list, middle], layout=Layout(align_items="flex-start")), *([self.explorer] if self.explorer else [])])
         if annotator: self.enter(annotator)
 

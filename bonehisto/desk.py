@@ -3,7 +3,8 @@
 # %% auto #0
 __all__ = ['check_desk', 'Desk']
 
-# %% ../nbs/93_desk.ipynb #972edcb2
+# %% ../nbs/93_desk.ipynb #f1abd4da
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
@@ -51,6 +52,7 @@ class Desk:
         self.labels, self.rois, self.item, self.work = self.study.label_folder, {r.id: r for r in self.study.rois}, None, None
         segmented = read_table(self.run / "tables/roi_segmentation.csv", dtype={"roi": str}, keep_default_na=False) if self.run else pd.DataFrame(columns=["roi", "domain"])
         self.routed = dict(zip(segmented["roi"], segmented["domain"]))
+        self.reader, self.ahead = ThreadPoolExecutor(1), {}  # of the picture that comes next, while this one is labelled
         self.notes = plan_study(self.study, self.run, **shares)
 
     def known(self, roi):
@@ -89,7 +91,12 @@ class Desk:
         try: self.work = self._work(self.known(item["roi"]), item)
         except BaseException: close_item(self.labels, item["id"], self.name, "skipped"); raise
         self.item = item
+        self._look_ahead()
         return self.work
+
+    def _look_ahead(self):
+        waiting = queue_view(self.labels, self.name).query("status == 'waiting'")["roi"]
+        self.ahead = {r: self.reader.submit(read_image, self.rois[r].image) for r in waiting[:1] if r in self.rois}
 
     def leave(self):
         "Lets go of the open ROI; unless it is done it is set aside, to be gone on with."
@@ -105,7 +112,7 @@ class Desk:
 
     def _work(self, roi, item):
         domain = self.domain(roi); classes = self.study.class_table(domain)
-        pixels = read_image(roi.image).pixels
+        pixels = (self.ahead.pop(roi.id).result() if roi.id in self.ahead else read_image(roi.image)).pixels
         record = Record(self.labels, roi.id, item["annotator"], roi.image, classes, roi.pixel_size_um, domain=domain)
         try:
             if record.account.n == 1 and not record.why and self.kind(item) != "second reading": self._begin_with_given(roi, record)
@@ -195,4 +202,5 @@ class Desk:
         image = self.known(roi).image
         if np.prod(image_size(image)) > 50e6: return None
         small = Picture.fromarray(read_image(image).pixels); small.thumbnail((side, side), Picture.Resampling.BOX)
-        return jpeg(np.asarray(small), 80)
+        pixels = np.asarray(small, np.float32)
+        return jpeg(np.clip(pixels * max(1, 230 / max(1, np.percentile(pixels, 99.5))), 0, 255).astype(np.uint8), 80)  # fluorescence is dark

@@ -13,7 +13,8 @@ from .embeddings import neighbours, standardise
 from .files import UserError, nearest_name, read_table, write_table
 from .look import pretty
 from .map_widget import TileMap
-from .tile_map import jpeg, shrink, sprite, tile_box, tile_confidence
+from .tile_map import shrink, sprite, tile_box, tile_confidence
+from .transport import jpeg
 
 # %% ../nbs/92_explore.ipynb #d6edc008
 def shared_classes(

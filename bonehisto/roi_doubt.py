@@ -96,8 +96,8 @@ def roi_facts(
         facts["domain"] = facts["domain"].where(facts["domain"] != "", found["domain"].fillna("").astype(str).to_numpy())
         facts["mapped"] = (found["state"] == "segmented").to_numpy()
     facts.loc[facts["domain"] == "", "domain"] = "unknown"
-    if doubt is None or not len(doubt): return facts.assign(mapped=False)
-    readable = doubt[~doubt["blank"].astype(bool) & doubt["roi"].isin(facts["roi"])]
+    readable = doubt[~doubt["blank"].astype(bool) & doubt["roi"].isin(facts["roi"])] if doubt is not None else ()
+    if not len(readable): return facts.assign(mapped=False)
     domain = readable["roi"].map(dict(zip(facts["roi"], facts["domain"])))
     limit = domain.map({d: focus_limit(f) for d, f in readable["focus"].groupby(domain)})
     sharp = readable[~(readable["focus"] < limit) & (readable["kind"] != "centre")]  # the quadrants cover an ROI once

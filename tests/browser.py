@@ -24,12 +24,13 @@ const bytes = text => { const raw = atob(text), out = new Uint8Array(raw.length)
 const text = buffer => { let raw = ''; for (const b of new Uint8Array(buffer.buffer ?? buffer)) raw += String.fromCharCode(b); return btoa(raw) }
 const deliver = replies => { for (const [content, buffers] of replies) for (const f of [...listeners]) f(content, buffers.map(bytes)) }
 const model = {
-  get: name => state[name], set: (name, value) => { state[name] = value }, save_changes() {}, off() {},
+  get: name => state[name], set: (name, value) => { state[name] = value }, save_changes() {},
   on: (event, f) => { if (event === 'msg:custom') listeners.push(f) },
+  off: (event, f) => { if (event === 'msg:custom' && listeners.includes(f)) listeners.splice(listeners.indexOf(f), 1) },
   send: async (content, _, buffers = []) => deliver(await window.python(content, buffers.map(text))),
 }
 const draw = id => widget.render({ model, el: document.getElementById(id) })
-Object.assign(window, { model, deliver, draw, close: widget.initialize({ model }) })
+Object.assign(window, { model, listeners, deliver, draw, close: widget.initialize({ model }) })
 draw('a')
 setInterval(async () => deliver(await window.python(null, [])), 30)  // what Python says unasked
 </script>"""
@@ -63,6 +64,7 @@ def page(browser):
     """A page of 1366 x 768 on which no script failed (`.errors`) and that asked nobody but 127.0.0.1 (`.outside`)."""
     context = browser.new_context(viewport={"width": 1366, "height": 768})
     made = context.new_page()
+    made.set_default_timeout(10_000)
     made.errors, made.outside = [], []
 
     def guard(route):
@@ -100,7 +102,7 @@ def served(folder, pages):
     """The address of a server of a folder's files and of pages, a dict of path -> HTML."""
     handler = functools.partial(type("Handler", (_Handler,), {"pages": pages}), directory=str(folder))
     server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+    threading.Thread(target=server.serve_forever, args=(.02,), daemon=True).start()
     try:
         yield f"http://127.0.0.1:{server.server_port}"
     finally:

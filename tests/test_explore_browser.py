@@ -48,8 +48,9 @@ def at_point(page, point, view="a"):
 
 
 def lasso(page, corners, view="a"):
-    "Draws round a polygon given in map coordinates."
-    path = [on_screen(page, x, y, view) for x, y in corners]
+    "Draws round a polygon given in map coordinates, as far as the canvas reaches."
+    r = page.locator(f"#{view} .bm-over").bounding_box()
+    path = np.clip([on_screen(page, x, y, view) for x, y in corners], (r["x"] + 1, r["y"] + 1), (r["x"] + r["width"] - 1, r["y"] + r["height"] - 1)).tolist()
     page.mouse.move(*path[0]); page.mouse.down()
     for x, y in path[1:]: page.mouse.move(x, y)
     page.mouse.up()
@@ -153,6 +154,7 @@ def test_a_click_opens_the_roi_at_the_tile_and_finds_its_nearest(page, explorer)
         page.locator("#a .bm-nearest .bm-face").nth(3).wait_for()
         row = explorer.table.loc[point]
         assert explorer.called == [(row["roi"], [int(row["x"]), 0, 16, 16])]
+        page.locator("#a .bm-card").wait_for(state="hidden")  # what it told stands beside the map now, and the neighbours lie free
         page.get_by_label("other subjects only").check()
         page.wait_for_function(f"{SESSION}.focus.others")
         near = page.locator("#a .bm-nearest .bm-face").evaluate_all("faces => faces.map(f => +f.dataset.point)")
@@ -219,6 +221,7 @@ def test_html_in_names_is_text(page):
         page.select_option("#a .bm-bar select", evil)
         page.mouse.click(*at_point(page, 0))
         page.locator("#a .bm-nearest .bm-face").first.wait_for()
+        page.mouse.move(*at_point(page, 1))
         page.locator("#a .bm-card").wait_for(state="visible")
         page.keyboard.press("l"); lasso(page, box(5, 3, 20)); gallery(page, 30)
         page.get_by_role("button", name="to queue").click()
@@ -263,7 +266,7 @@ def test_escape_drops_the_lasso_under_way_and_then_clears_the_selection(page, ex
 def test_two_views_of_one_explorer_show_one_selection_and_one_may_close(page, explorer):
     with show(page, explorer, "map"):
         ready(page)
-        page.evaluate("window.second = draw('b')")
+        page.evaluate("() => { window.second = draw('b') }")
         page.wait_for_function("document.getElementById('b').bonehisto.view.at")
         page.locator("#b .bm-map").scroll_into_view_if_needed()
         page.locator("#b").get_by_role("button", name="Lasso").click()
@@ -298,6 +301,7 @@ def test_a_tile_left_out_of_the_gallery_is_no_longer_chosen_and_the_rest_gets_it
         cell = page.locator("#a .bm-cell").first
         cell.hover(); cell.locator(".bm-out").click()
         assert gallery(page, 79)[0] == 65 and page.evaluate(f"{SESSION}.gallery.start") == 64
+        assert page.get_by_role("button", name="Label all 79").is_disabled()  # no class is given that nobody chose
         page.select_option("#a .bm-label select", label="osteoid")
         page.get_by_role("button", name="Label all 79").click()
         page.get_by_text("labelled as osteoid").wait_for()

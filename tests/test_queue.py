@@ -625,3 +625,9 @@ def test_tables_of_nothing_are_empty(tmp_path):
     plan(tmp_path, 3)
     for records in (None, [], pd.DataFrame()): assert len(reader_table(queue_table(tmp_path), records)) == 0
     assert len(reading_pairs(queue_table(tmp_path))) == 0 and len(reader_table(queue_table(tmp_path), [{"roi": "r000", "annotator": "Ada", "caught": True}])) == 0
+
+
+def test_a_run_that_knows_none_of_the_study_s_rois_ranks_them_by_chance(tmp_path):
+    make_run(tmp_path, size=320, per_group=1, steps=10)
+    table, notes = rank_run(tmp_path, NAMES, pd.DataFrame({"roi": ["new1", "new2"], "subject": "S", "split": "", "modality": "brightfield"}))
+    assert sorted(table["roi"]) == ["new1", "new2"] and not table["mapped"].any() and any("chance" in n for n in notes)

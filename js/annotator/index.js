@@ -9,7 +9,7 @@ const sessionOf = model => { if (!sessions.has(model)) sessions.set(model, new S
 
 function initialize({ model }) {
   const session = sessionOf(model)
-  return () => session.close()
+  return () => { session.close(); sessions.delete(model) }
 }
 
 function render({ model, el }) {
@@ -19,26 +19,26 @@ function render({ model, el }) {
     stage.className = 'bh-stage'; stage.style.height = `${model.get('height') || 560}px`
     el.append(root)
     const middle = document.createElement('div'), side = document.createElement('div')  // laid out before the viewer measures its place
-    middle.className = 'bh-middle'; side.className = 'bh-side'; middle.append(stage, side)
+    middle.className = 'bh-middle'; side.className = 'bh-side'; side.style.maxHeight = stage.style.height; middle.append(stage, side)
     root.append(middle)
     const view = new View(session, stage), pointer = new Pointer(session, view), panel = new Panel(session, view, pointer, root, side)
     root.prepend(panel.bar); root.append(panel.message)
     if (model.get('compact')) { root.classList.add('bh-compact'); panel.choose('pan') }
-    const open = () => { view.open(); panel.open(); panel.history() }
+    const open = anew => { pointer.drop(); view.open(); panel.open(anew); panel.history() }
     const told = {
-      roi: open, mask: box => { view.renew('classes', box); panel.areas() }, proposal: box => { view.renew('proposal', box); view.draw(box) },
+      roi: open, mask: box => { view.renew('classes', box); panel.areas() }, proposal: box => view.renew('proposal', box), chosen: () => panel.chosen(),
       marks: () => view.drawMarks(), look: () => view.draw(), history: () => panel.history(), readout: () => panel.lengths(),
-      say: (text, level) => panel.say(text, level), silence: n => panel.silence(n), proposed: m => { if (m.text) panel.say(m.text) },
+      say: (text, level) => panel.say(text, level), trouble: (n, why) => panel.trouble(n, why), well: () => panel.well(), proposed: m => panel.proposed(m),
       go: box => view.goTo(box),
     }
     const leave = session.subscribe((what, ...rest) => told[what]?.(...rest))
-    if (session.ready) open()
+    if (session.ready) open(true)
     el.bonehisto = { session, view, panel, pointer }  // for tests, and for who looks from the console
-    return () => { leave(); view.close() }
+    return () => { leave(); view.close(); root.remove() }
   } catch (error) {
     const box = document.createElement('pre')
     box.className = 'bh-message bh-error'; box.textContent = `The annotator could not be drawn: ${error.message}`
-    el.append(box)
+    el.replaceChildren(box)
     throw error
   }
 }

@@ -16,48 +16,79 @@ export async function inflate(view) {
   return new Uint8Array(await new Response(stream).arrayBuffer())
 }
 
+// Every message bears a number and is waited for, so that silence is seen. Steps are kept until Python has them on the disk.
 export class Link {
   constructor(model) {
     this.model = model
     this.client = Math.random().toString(36).slice(2, 10)
     this.n = 0
-    this.waiting = new Map()  // number -> [when sent, what]
-    this.onsilence = () => {}
+    this.waiting = new Map()  // number -> { since, message, buffers, kept }
+    this.why = ''             // what Python gave as its reason not to save the first step that waits
+    this.ontrouble = () => {}; this.onwell = () => {}
     this.watch = setInterval(() => this.check(), 1000)
   }
 
-  // Sends with a number; edits are waited for, so that silence is seen.
-  send(content, buffers = [], awaited = false) {
+  get unsaved() { return [...this.waiting.values()].filter(w => w.kept).length }
+
+  send(content, buffers = [], kept = false) {
     const n = ++this.n, message = { ...content, client: this.client, n }
-    if (awaited) this.waiting.set(n, [Date.now(), message, buffers])
+    this.waiting.set(n, { since: Date.now(), message, buffers, kept })
     this.post(message, buffers)
     return n
   }
 
   post(message, buffers) {
     const size = buffers.reduce((a, b) => a + b.byteLength, 0)
-    if (size <= CHUNK) { this.model.send(message, undefined, buffers.map(b => b.slice().buffer)); return }
+    if (size <= CHUNK) { this.hand(message, buffers.map(b => b.slice().buffer)); return }
     const whole = new Uint8Array(size)
     let at = 0
     for (const b of buffers) { whole.set(b, at); at += b.byteLength }
     const of = Math.ceil(size / CHUNK), sizes = buffers.map(b => b.byteLength)
     for (let i = 0; i < of; i++) {
       const part = whole.slice(i * CHUNK, (i + 1) * CHUNK)
-      this.model.send({ type: 'chunk', client: this.client, n: message.n, i, of, crc: crc32(part), ...(i ? {} : { message, sizes }) }, undefined, [part.buffer])
+      this.hand({ type: 'chunk', client: this.client, n: message.n, i, of, crc: crc32(part), ...(i ? {} : { message, sizes }) }, [part.buffer])
     }
   }
 
-  answered(n) { this.waiting.delete(n); if (!this.waiting.size) this.onsilence(0) }
-
-  check() {
-    const late = [...this.waiting.values()].filter(([when]) => Date.now() - when > PATIENCE).length
-    if (late) this.onsilence(this.waiting.size)
+  hand(message, buffers) {  // where the way to Python is gone, that is trouble at once
+    const gone = () => this.trouble(true)
+    try { Promise.resolve(this.model.send(message, undefined, buffers)).catch(gone) } catch { gone() }
   }
 
-  forget() { this.waiting.clear(); this.onsilence(0) }
+  trouble(now) {
+    if (!now && !this.waiting.size) return
+    this.ill = true
+    this.ontrouble(this.unsaved, this.why)
+  }
 
-  // Everything that is not confirmed, in its order; what Python has already it only confirms.
-  again() { for (const [n, [, message, buffers]] of [...this.waiting].sort((a, b) => a[0] - b[0])) { this.waiting.set(n, [Date.now(), message, buffers]); this.post(message, buffers) } }
+  check() { if (this.ill || [...this.waiting.values()].some(w => Date.now() - w.since > PATIENCE)) this.trouble() }
+
+  answered(n) {
+    this.waiting.delete(n)
+    if (!this.unsaved) this.why = ''
+    if (this.ill && !this.waiting.size) { this.ill = false; this.onwell() }
+  }
+
+  // Python could not do it: a step goes on waiting, a question is over. Returns whether it was a step.
+  refused(n, why) {
+    if (!this.waiting.get(n)?.kept) { this.answered(n); return false }
+    this.why ||= why
+    this.trouble()
+    return true
+  }
+
+  // Lets go of what waits; returns how many steps were not saved.
+  forget() { const lost = this.unsaved; this.waiting.clear(); this.why = ''; this.ill = false; return lost }
+
+  // Every step that is not confirmed, in its order; what Python has already it only confirms.
+  again() {
+    this.why = ''
+    for (const [n, w] of [...this.waiting].sort((a, b) => a[0] - b[0])) {
+      if (!w.kept) { this.waiting.delete(n); continue }  // a question may be out of date
+      w.since = Date.now()
+      this.post(w.message, w.buffers)
+    }
+  }
 
   close() { clearInterval(this.watch) }
 }

@@ -1,7 +1,8 @@
 // The label map in the browser. It changes by patches alone: a rectangle, a value, and packed bits for the
 // pixels that take it. The same patches go to Python, so both maps are equal by construction.
 
-export const NOTHING = 254  // in a map of proposals: none here
+export const NOTHING = 254    // in a map of proposals: none here
+export const UNLABELLED = 255 // nobody said what it is
 
 export const unpack = (bits, i) => bits[i >> 3] >> (7 - (i & 7)) & 1
 
@@ -44,6 +45,20 @@ export class Region {
     return { x: x0, y: y0, width: x1 - x0, height: y1 - y0 }
   }
 
+  // Keeps the piece (4-connected) that holds a pixel; the pixel is always of it.
+  keep(x, y) {
+    const { marks, width: w } = this
+    this.grow(x, y, x + 1, y + 1); marks[y * w + x] = 1
+    const { x0, y0, x1, y1 } = this, stack = [[x, y]]
+    while (stack.length) {
+      const [cx, cy] = stack.pop(), i = cy * w + cx
+      if (cx < x0 || cy < y0 || cx >= x1 || cy >= y1 || marks[i] !== 1) continue
+      marks[i] = 2
+      stack.push([cx - 1, cy], [cx + 1, cy], [cx, cy - 1], [cx, cy + 1])
+    }
+    for (let cy = y0; cy < y1; cy++) for (let i = cy * w + x0; i < cy * w + x1; i++) marks[i] = marks[i] === 2 ? 1 : 0
+  }
+
   // Inside rings of [x, y] by the even-odd rule, so a ring within another is a hole.
   polygon(rings) {
     const ys = rings.flat().map(p => p[1])
@@ -79,8 +94,8 @@ export class LabelMask {
     const open = new Uint8Array(256).fill(1)
     for (const c of locked) open[c] = 0
     open[value] = 0
-    const takes = i => region.marks[i] && open[this.data[i]]
-    for (let y = y0; y < y1; y++) for (let x = x0, i = y * this.width + x0; x < x1; x++, i++) if (takes(i)) {
+    const { marks } = region, { data, width: w } = this
+    for (let y = y0; y < y1; y++) for (let x = x0, i = y * w + x0; x < x1; x++, i++) if (marks[i] && open[data[i]]) {
       if (x < left) left = x
       if (x >= right) right = x + 1
       if (y < top) top = y
@@ -88,22 +103,28 @@ export class LabelMask {
     }
     if (left >= right) return null
     const width = right - left, height = bottom - top, bits = new Uint8Array((width * height + 7) >> 3)
-    for (let y = 0, k = 0; y < height; y++) for (let x = 0, i = (top + y) * this.width + left; x < width; x++, i++, k++)
-      if (takes(i)) bits[k >> 3] |= 128 >> (k & 7)
+    for (let y = 0, k = 0; y < height; y++) for (let x = 0, i = (top + y) * w + left; x < width; x++, i++, k++)
+      if (marks[i] && open[data[i]]) bits[k >> 3] |= 128 >> (k & 7)
     return { x: left, y: top, width, height, value, bits }
   }
 
   // Carries a patch out and returns the patches that take it back.
   apply(patch) {
-    const { x, y, width, height, value, bits } = patch, before = new Map()
-    for (let dy = 0, k = 0; dy < height; dy++) for (let dx = 0, i = (y + dy) * this.width + x; dx < width; dx++, i++, k++) if (unpack(bits, k)) {
-      const old = this.data[i]
+    const { x, y, width, height, value, bits } = patch, { data, width: w, counts } = this, before = new Map()
+    let last = -1, former = null, n = 0  // neighbours mostly had one value
+    const settle = () => { if (n) { counts[last] -= n; counts[value] += n; n = 0 } }
+    for (let dy = 0, k = 0; dy < height; dy++) for (let dx = 0, i = (y + dy) * w + x; dx < width; dx++, i++, k++) if (bits[k >> 3] >> (7 - (k & 7)) & 1) {
+      const old = data[i]
       if (old === value) continue
-      if (!before.has(old)) before.set(old, new Uint8Array(bits.length))
-      before.get(old)[k >> 3] |= 128 >> (k & 7)
-      this.data[i] = value
-      this.counts[old]--; this.counts[value]++
+      if (old !== last) {
+        settle(); last = old
+        if (!before.has(old)) before.set(old, new Uint8Array(bits.length))
+        former = before.get(old)
+      }
+      former[k >> 3] |= 128 >> (k & 7)
+      data[i] = value; n++
     }
+    settle()
     return [...before].map(([old, b]) => ({ x, y, width, height, value: old, bits: b }))
   }
 

@@ -1,107 +1,107 @@
 // Buttons, classes, read-out and keys. Every verb of the keyboard is a button too.
+import { Light } from './light.js'
+import { UNLABELLED } from './mask.js'
+import { el, slider } from './parts.js'
 
 export const TOOLS = [
   ['pan', 'Pan', 'V', 'Move the picture (any tool: right button, middle button or Alt)'],
   ['brush', 'Brush', 'B', 'Paint the chosen class'],
   ['erase', 'Erase', 'E', 'Paint background'],
   ['wand', 'Wand', 'W', 'Fill what looks like the place under the cursor'],
-  ['polygon', 'Polygon', 'P', 'Click corners; double click or Enter ends; Shift+click begins a hole; Escape drops it'],
+  ['polygon', 'Polygon', 'P', 'Click corners; double click or Enter ends; Shift+click begins a hole; Z takes a corner back, Escape drops it'],
   ['suggest', 'Suggest', 'S', 'Click or scribble on a tissue: the program proposes where it goes on'],
   ['accept', 'Accept piece', 'T', 'Click a proposed piece to take it'],
   ['reject', 'Reject piece', 'R', 'Click a proposed piece to refuse it'],
   ['point', 'Cell', 'O', 'Mark a cell; click it again to remove it'],
-  ['line', 'Surface', 'L', 'Draw a line along a surface; double click or Enter ends it'],
+  ['line', 'Surface', 'L', 'Draw a line along a surface; double click or Enter ends it; Z takes a corner back, Escape drops it'],
 ]
 
-const el = (tag, facts = {}, ...children) => {
-  const e = Object.assign(document.createElement(tag), facts)
-  for (const c of children.flat()) if (c != null) e.append(c)
-  return e
-}
+const keyOf = id => id === UNLABELLED ? 'N' : id < 10 ? String(id) : ''
 
 export class Panel {
   constructor(session, view, pointer, root, side) {
     Object.assign(this, { session, view, pointer, root })
     const button = (text, title, act, facts = {}) => el('button', { type: 'button', textContent: text, title, onclick: () => { act(); root.focus({ preventScroll: true }) }, ...facts })
+    const group = (...parts) => el('div', { className: 'bh-group' }, parts), row = (...parts) => el('div', { className: 'bh-row' }, parts)
     this.tools = new Map(TOOLS.map(([name, text, keyName, title]) => [name, button(text, `${title} (${keyName})`, () => this.choose(name))]))
     this.classes = el('div', { className: 'bh-list' })
     this.cell = el('select', { title: 'Which cell a click marks', onchange: e => { session.cell = e.target.value } })
     this.surface = el('select', { title: 'Which surface a line marks', onchange: e => { session.surface = e.target.value } })
-    const slider = (label, title, min, max, step, value, act) => el('label', { title }, el('span', { textContent: label }), el('input', { type: 'range', min, max, step, value, oninput: e => act(+e.target.value) }))
-    this.size = slider('Brush', 'Brush radius in screen pixels ([ and ])', 1, 120, 1, session.size, v => { session.size = v })
-    this.gains = { red: [1, 1], green: [1, 1], blue: [1, 1] }
-    this.light = el('details', { className: 'bh-light' }, el('summary', { textContent: 'Light (display only)' }),
-      ['red', 'green', 'blue'].map(c => el('fieldset', {}, el('legend', { textContent: c }),
-        el('label', {}, el('input', { type: 'checkbox', checked: true, onchange: e => { this.gains[c][2] = !e.target.checked; this.dim() } }), ' shown'),
-        slider('gain', `Gain of ${c}`, 0.2, 5, 0.05, 1, v => { this.gains[c][0] = v; this.dim() }),
-        slider('gamma', `Gamma of ${c}`, 0.3, 3, 0.05, 1, v => { this.gains[c][1] = v; this.dim() }))))
+    this.size = slider('Brush', 'Brush radius in screen pixels ([ and ])', 1, 120, 1, session.size, size => session.choose({ size }))
+    this.opacity = slider('Opacity', 'Of the classes over the picture', 0, 1, 0.05, session.opacity, opacity => { session.choose({ opacity }); session.tell('look') })
+    this.light = new Light(root, text => view.filter(text))
     this.readout = el('table', { className: 'bh-readout' })
     this.message = el('div', { className: 'bh-message', role: 'status' })
     this.state = el('div', { className: 'bh-state' })
-    this.undo = button('Undo', 'Take back the last step (Z)', () => session.undo()); this.redo = button('Redo', 'Do it again (Shift+Z)', () => session.redo())
-    this.bar = el('div', { className: 'bh-bar' }, [...this.tools.values()],
-      this.undo, this.redo, button('Fit', 'Whole picture (F)', () => view.fit()), button('+', 'Zoom in (+)', () => view.zoom(1.4)), button('−', 'Zoom out (-)', () => view.zoom(1 / 1.4)))
-    side.append(...[this.state, this.classes,
-      this.size,
-      slider('Opacity', 'Of the classes over the picture', 0, 1, 0.05, session.opacity, v => { session.opacity = v; session.tell('look') }),
-      slider('Wand', 'How unlike a pixel may be and still belong', 0.5, 8, 0.25, session.tolerance, v => { session.tolerance = v }),
-      el('div', { className: 'bh-row' }, button('Hide', 'Hide the classes; they stay hidden while the key is held (H)', () => this.hide(!session.hidden)), button('Same tissue', 'Show what is like the place under the cursor (D)', () => this.compare(), { className: 'bh-compare' })),
-      el('div', { className: 'bh-row' }, button('Model’s proposal', 'What the trained head draws here (M)', () => session.head()), button('Whole ROI', 'Suggest for the whole ROI from your clicks (U)', () => session.whole())),
-      el('div', { className: 'bh-row' }, button('Accept all', 'Take the whole proposal (A)', () => session.decide('accept')), button('Reject all', 'Refuse the whole proposal (X)', () => session.decide('reject'))),
-      el('div', { className: 'bh-row' }, this.cell, button('Find similar', 'Propose more cells that look like those marked (G)', () => session.similar(session.cell))),
-      el('div', { className: 'bh-row' }, this.surface),
-      this.light, this.readout,
-      el('div', { className: 'bh-row' }, button('Done', 'This ROI is finished: save it as a mask', () => session.ask('done')), button('Next ROI', 'The next one of the queue (Space)', () => session.ask('next')))])
-    this.filters = this.makeFilters()
-    this.choose(session.tool)
+    this.undo = button('Undo', 'Take back the last step (Z)', () => this.takeBack()); this.redo = button('Redo', 'Do it again (Shift+Z)', () => session.redo())
+    this.same = button('Same tissue', 'Show what is like the place under the cursor (D)', () => this.compare())
+    this.offers = {  // what a ROI may come without
+      suggest: this.tools.get('suggest'), tokens: this.same, proposal: button('From model', 'What the trained head draws here (M)', () => session.head()),
+      whole: button('Whole ROI', 'Suggest for the whole ROI from your clicks (U)', () => session.whole()), similar: button('Find similar', 'Propose more cells that look like those marked (G)', () => session.similar(session.cell)),
+    }
+    this.bar = el('div', { className: 'bh-bar' }, group(...this.tools.values()), group(this.undo, this.redo),
+      el('div', { className: 'bh-group bh-look' }, button('Fit', 'Whole picture (F)', () => view.fit()), button('+', 'Zoom in (+)', () => view.zoom(1.4)), button('−', 'Zoom out (-)', () => view.zoom(1 / 1.4))),
+      el('div', { className: 'bh-group bh-end' }, button('Done', 'This ROI is finished: save it as a mask', () => session.leave('done')), button('Next ROI', 'The next one of the queue (Space)', () => session.leave('next'))))
+    this.settings = new Map([  // of one tool
+      [this.size, ['brush', 'erase']], [slider('Wand', 'How unlike a pixel may be and still belong', 0.5, 8, 0.25, session.tolerance, tolerance => { session.tolerance = tolerance }), ['wand']],
+      [row(this.cell, this.offers.similar), ['point']], [row(this.surface), ['line']]])
+    side.append(this.state, this.classes, ...this.settings.keys(), this.opacity,
+      row(button('Hide', 'Hide the classes; they stay hidden while the key is held (H)', () => this.hide(!session.hidden)), this.same),
+      el('div', { className: 'bh-part', textContent: 'Proposal' }),
+      row(this.offers.proposal, this.offers.whole), row(button('Accept all', 'Take the whole proposal (A)', () => session.decide('accept')), button('Reject all', 'Refuse the whole proposal (X)', () => session.decide('reject'))),
+      this.light.box, this.readout)
+    this.chosen()
     root.addEventListener('keydown', e => this.key(e)); root.addEventListener('keyup', e => { if (e.key.toLowerCase() === 'h') this.hide(false) })
+    root.addEventListener('focusout', e => { if (session.hidden && this.held && !root.contains(e.relatedTarget)) this.hide(false) })
   }
 
-  open() {
-    const { session } = this, options = (select, names, set) => { select.replaceChildren(...names.map(n => el('option', { value: n, textContent: n }))); set(names[0]); select.hidden = !names.length }
-    options(this.cell, session.roi.cells, n => { session.cell = n }); options(this.surface, session.roi.surfaces, n => { session.surface = n })
+  open(anew) {
+    const { session } = this, { roi } = session, options = (select, names, kept) => { select.replaceChildren(...names.map(n => el('option', { value: n, textContent: n, selected: n === kept }))); return names.includes(kept) ? kept : names[0] }
+    session.cell = options(this.cell, roi.cells, session.cell); session.surface = options(this.surface, roi.surfaces, session.surface)
     this.rows = new Map(session.classes.map(c => {
-      const lock = el('input', { type: 'checkbox', title: `Lock ${c.name}: nothing paints over it`, checked: session.locked.has(c.id), onchange: e => { e.target.checked ? session.locked.add(c.id) : session.locked.delete(c.id); this.root.focus() } })
+      const lock = el('input', { type: 'checkbox', className: 'bh-lock', title: `Lock ${c.name}: nothing paints over it`, onchange: e => { session.locked[e.target.checked ? 'add' : 'delete'](c.id); session.tell('chosen'); this.root.focus({ preventScroll: true }) } })
       const area = el('span', { className: 'bh-area' }), swatch = el('span', { className: 'bh-swatch' })
-      swatch.style.background = c.colour
-      const row = el('div', { className: 'bh-class', title: `${c.name} (key ${c.id || 0})`, onclick: e => { if (e.target !== lock) { this.take(c.id); this.root.focus() } } }, swatch, el('kbd', { textContent: c.id }), el('span', { textContent: c.name, className: 'bh-name' }), area, el('label', { className: 'bh-lock', title: `Lock ${c.name}` }, lock, 'lock'))
-      return [c.id, { row, area }]
+      if (c.id === UNLABELLED) swatch.classList.add('bh-hatched'); else swatch.style.background = c.colour
+      const row = el('div', { className: 'bh-class', title: c.name + (keyOf(c.id) && ` (${keyOf(c.id)})`), onclick: e => { if (e.target !== lock) { this.take(c.id); this.root.focus({ preventScroll: true }) } } }, swatch, el('kbd', { textContent: keyOf(c.id) }), el('span', { textContent: c.name, className: 'bh-name' }), area, lock)
+      return [c.id, { row, area, lock, name: c.name }]
     }))
     this.classes.replaceChildren(...[...this.rows.values()].map(r => r.row))
-    this.light.hidden = session.roi.domain !== 'fluorescence'
-    this.state.textContent = `${session.roi.name} · ${session.roi.domain}${session.roi.subject ? ' · ' + session.roi.subject : ''}${session.roi.readonly ? ' · read only' : ''}`
-    this.take(session.cls); this.areas(); this.lengths()
-    if (session.roi.readonly) this.say(session.roi.why, 'warn')
+    for (const [name, button] of Object.entries(this.offers)) button.disabled = !roi.offers.includes(name)
+    this.state.textContent = `${roi.name} · ${roi.domain}${roi.subject && roi.subject !== roi.name ? ' · ' + roi.subject : ''}${roi.readonly ? ' · read only' : ''}`
+    if (anew) { this.ill = ''; this.light.open(roi.domain === 'fluorescence', roi.gain); this.say('') }
+    this.chosen(); this.areas(); this.lengths()
+    if (roi.readonly && !this.root.classList.contains('bh-compact')) this.say(roi.why, 'warn')
   }
 
-  choose(tool) {
-    this.session.tool = tool; this.pointer.drop()
-    for (const [name, b] of this.tools) b.classList.toggle('bh-on', name === tool)
-    this.view.stage.dataset.tool = tool
-    this.view.viewer.setMouseNavEnabled(true)
-  }
+  choose(tool) { this.pointer.drop(); this.session.choose({ tool }) }
+  take(cls) { if (this.rows?.has(cls)) this.session.choose({ cls }) }
 
-  take(cls) {
-    if (!this.rows?.has(cls)) return
-    this.session.cls = cls
-    for (const [id, { row }] of this.rows) row.classList.toggle('bh-on', id === cls)
+  chosen() {  // as the session has it, also where another view chose
+    const { session } = this
+    for (const [name, b] of this.tools) b.classList.toggle('bh-on', name === session.tool)
+    for (const [part, tools] of this.settings) part.hidden = !tools.includes(session.tool)
+    for (const [id, { row, lock }] of this.rows ?? []) { row.classList.toggle('bh-on', id === session.cls); lock.checked = session.locked.has(id) }
+    this.size.lastChild.value = session.size; this.opacity.lastChild.value = session.opacity
+    this.same.classList.toggle('bh-on', session.previewing)
+    this.view.stage.dataset.tool = session.tool
+    if (this.pointer.last) this.view.circle(this.pointer.last)
   }
 
   compare() {
     const { session } = this
-    session.previewing = !session.previewing
-    if (session.previewing && !session.preview) this.say('The tokens of this ROI are still being computed.')
-    this.root.querySelector('.bh-compare').classList.toggle('bh-on', session.previewing)
+    if (!session.previewing && !session.preview) { this.say(session.roi?.offers.includes('tokens') ? 'The tokens of this ROI are still being computed.' : 'Comparing tissue needs a run: start with --run.'); return }
+    session.choose({ previewing: !session.previewing })
     session.tell('look')
   }
 
-  hide(hidden) { this.session.hidden = hidden; this.session.tell('look') }
+  hide(hidden, held = false) { this.held = held; this.session.hidden = hidden; this.session.tell('look') }
 
   areas() {
     const { mask, roi } = this.session, total = mask.data.length, um = roi.pixel_size_um
-    for (const [id, { area }] of this.rows) {
-      const n = mask.counts[id], share = `${(100 * n / total).toFixed(1)} %`
-      area.textContent = um ? `${share} · ${(n * um * um / 1e6).toFixed(4)} mm²` : share
+    for (const [id, { row, area, name }] of this.rows) {
+      const n = mask.counts[id]
+      area.textContent = `${(100 * n / total).toFixed(1)} %`
+      row.title = `${name}${keyOf(id) && ` (${keyOf(id)})`}: ${n.toLocaleString('en')} px${um ? `, ${(n * um * um / 1e6).toFixed(4)} mm²` : ''}`
     }
   }
 
@@ -112,52 +112,68 @@ export class Panel {
 
   history() { this.undo.disabled = !this.session.done.length && !this.session.roi.earlier; this.redo.disabled = !this.session.undone.length && !this.session.roi.later }
 
-  say(text, level = 'info') { this.message.textContent = text; this.message.className = `bh-message bh-${level}` }
+  // Messages
 
-  silence(unsaved) {
-    if (!unsaved) { if (this.silent) this.say('Saved again.'); this.silent = false; return }
-    this.silent = true
-    this.say(`Not saved: ${unsaved} step${unsaved > 1 ? 's' : ''} wait for Python, which does not answer. What was confirmed before is on disk. `, 'error')
-    this.message.append(el('button', { type: 'button', textContent: 'Send again', onclick: () => this.session.link.again() }))
+  say(text, level = 'info') {
+    if (this.ill) return  // trouble stays in sight until it is over
+    this.message.textContent = text; this.message.className = `bh-message bh-${text ? level : 'info'}`
   }
 
-  makeFilters() {  // gain and gamma of the picture as an SVG filter: display only
-    const id = 'bh-light-' + Math.random().toString(36).slice(2), holder = document.createElement('div')
-    holder.innerHTML = `<svg width="0" height="0" style="position:absolute"><filter id="${id}" color-interpolation-filters="sRGB"><feComponentTransfer>${['R', 'G', 'B'].map(c => `<feFunc${c} type="gamma" amplitude="1" exponent="1" offset="0"/>`).join('')}</feComponentTransfer></filter></svg>`
-    this.root.append(holder)
-    this.filterId = id
-    return [...holder.querySelectorAll('feComponentTransfer > *')]
+  proposed(found) {
+    if (found.text) this.say(found.text)
+    else if (this.session.proposes && !this.root.classList.contains('bh-compact')) this.say('Proposed: A takes it all, X refuses it all; T or R, then a click, decides on a piece.')
+    else if (this.message.classList.contains('bh-wait')) this.say('')
   }
 
-  dim() {
-    Object.values(this.gains).forEach(([gain, gamma, off], i) => { this.filters[i].setAttribute('amplitude', off ? 0 : gain); this.filters[i].setAttribute('exponent', 1 / gamma) })
-    const plain = Object.values(this.gains).every(([g, m, off]) => g === 1 && m === 1 && !off)
-    this.view.filter(plain ? '' : `url(#${this.filterId})`)
+  trouble(unsaved, why) {
+    const steps = unsaved > 1 ? `${unsaved} steps wait` : 'a step waits'
+    const text = why ? `Not saved: ${why} (${steps})` : unsaved ? `Not saved: ${steps} for Python, which does not answer. What was confirmed before is on the disk.` : 'Python does not answer: it is busy or was stopped. All that you drew is saved.'
+    if (this.ill && this.ill === text) return  // a button must not vanish under the pointer
+    this.ill = ''
+    this.say(text, 'error')
+    if (unsaved) this.message.append(' ', el('button', { type: 'button', textContent: 'Send again', onclick: () => { this.sends(); this.session.link.again() } }))
+    this.ill = text
   }
+
+  sends() { this.ill = ''; this.say('Sending again ...', 'wait'); this.ill = 'again' }
+
+  well(text = 'Python answers again. All that you drew is saved.') { if (this.ill) { this.ill = ''; this.say(text) } }
+
+  // Keys
 
   key(e) {
-    if (e.target.tagName === 'INPUT' && e.target.type !== 'checkbox' && e.target.type !== 'range' || e.target.tagName === 'SELECT') return
-    const { session, view } = this, k = e.key.toLowerCase(), tool = TOOLS.find(t => t[2].toLowerCase() === k)
-    if (e.ctrlKey || e.metaKey) { if (k === 'z') { e.shiftKey ? session.redo() : session.undo() } else return }
-    else if (k === 'z') e.shiftKey ? session.redo() : session.undo()
+    const { session, view, pointer } = this, k = e.key.toLowerCase(), { tagName, type } = e.target, size = '[]'.indexOf(k)
+    if (tagName === 'SELECT' || tagName === 'INPUT' && type !== 'checkbox' && type !== 'range') return
+    const plain = !(e.ctrlKey || e.metaKey || e.altKey) || size >= 0  // brackets need AltGr or Option on many keyboards
+    if (plain) e.stopPropagation()  // no key of the picture is one of the notebook's
+    if ((k === ' ' || k === 'enter') && ['BUTTON', 'SUMMARY', 'INPUT'].includes(tagName) || k.startsWith('arrow') && type === 'range') return
+    const tool = plain && TOOLS.find(t => t[2].toLowerCase() === k)
+    if (pointer.active && k !== 'h' && k !== 'escape') { if (plain) e.preventDefault(); return }  // a stroke is under way
+    if (!plain) {
+      if (e.altKey || k !== 'z' && k !== 'y') return
+      k === 'y' || e.shiftKey ? session.redo() : this.takeBack()
+    } else if (tool) this.choose(tool[0])
     else if (/^[0-9]$/.test(k)) this.take(+k)
-    else if (tool) this.choose(tool[0])
-    else if (k === 'a') session.decide('accept')
-    else if (k === 'x') session.decide('reject')
-    else if (k === 'm') session.head()
-    else if (k === 'u') session.whole()
-    else if (k === 'g') session.similar(session.cell)
-    else if (k === 'h') this.hide(true)
-    else if (k === 'd') this.compare()
-    else if (k === 'f') view.fit()
-    else if (k === ' ') session.ask('next')
-    else if (k === 'enter') this.pointer.close()
-    else if (k === 'escape') { this.pointer.drop(); if (session.proposes) session.withdraw() }
-    else if (k === '[' || k === ']') { session.size = Math.max(1, Math.min(120, session.size + (k === ']' ? 2 : -2))); this.size.querySelector('input').value = session.size; if (this.pointer.last) view.circle(this.pointer.last) }
-    else if (k === '+' || k === '=') view.zoom(1.4)
-    else if (k === '-') view.zoom(1 / 1.4)
+    else if (size >= 0) session.choose({ size: Math.max(1, Math.min(120, session.size + [-2, 2][size])) })
     else if (k.startsWith('arrow')) view.pan({ arrowleft: -80, arrowright: 80 }[k] ?? 0, { arrowup: -80, arrowdown: 80 }[k] ?? 0)
-    else return
+    else {
+      const act = {
+        z: () => e.shiftKey ? session.redo() : this.takeBack(), backspace: () => pointer.shorten(), n: () => this.take(UNLABELLED), a: () => session.decide('accept'), x: () => session.decide('reject'),
+        m: () => session.head(), u: () => session.whole(), g: () => session.similar(session.cell), h: () => this.hide(true, true), d: () => this.compare(), f: () => view.fit(),
+        ' ': () => e.repeat || session.leave('next'), enter: () => pointer.close(), escape: () => this.escape(), '+': () => view.zoom(1.4), '=': () => view.zoom(1.4), '-': () => view.zoom(1 / 1.4),
+      }[k]
+      if (!act) return
+      act()
+    }
     e.preventDefault(); e.stopPropagation()
+  }
+
+  takeBack() { this.pointer.shorten() || this.session.undo() }  // a corner of what is being drawn, else a step
+
+  escape() {  // first what is being drawn, then what is proposed
+    const { session, pointer, view } = this
+    if (pointer.active || view.draft) { pointer.drop(); return }
+    if (session.proposes) session.withdraw()
+    if (session.suggested?.length) { session.suggested = []; session.tell('marks') }
   }
 }

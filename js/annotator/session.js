@@ -11,7 +11,8 @@ export class Session {
     this.model = model
     this.listeners = new Set()
     this.link = new Link(model)
-    this.link.onsilence = unsaved => this.tell('silence', unsaved)
+    this.link.ontrouble = (unsaved, why) => this.tell('trouble', unsaved, why)
+    this.link.onwell = () => this.tell('well')
     this.images = new Map()  // number of a tile's request -> [resolve, reject]
     this.locked = new Set()
     this.opacity = 0.45
@@ -22,7 +23,8 @@ export class Session {
     this.size = 12  // of the brush, radius in screen pixels
     this.tolerance = 2.5
     this.sinceEdit = performance.now()
-    model.on('msg:custom', (content, buffers) => this.hear(content, buffers ?? []))
+    this.ear = (content, buffers) => this.hear(content, buffers ?? [])
+    model.on('msg:custom', this.ear)
     this.link.send({ type: 'hello' })
   }
 
@@ -30,6 +32,7 @@ export class Session {
   tell(what, ...rest) { for (const listener of this.listeners) listener(what, ...rest) }
   get ready() { return !!this.mask }
   get writable() { return this.ready && !this.roi.readonly }
+  choose(facts) { Object.assign(this, facts); this.tell('chosen') }  // tool, class, brush ...: one choice for all views
 
   // What Python says
 
@@ -38,12 +41,13 @@ export class Session {
     if (message.type === 'tile') { this.settle(message, bytes[0]); return }
     if (message.to && message.to !== this.link.client) return
     if (message.type !== 'roi') await this.opening  // what follows a ROI waits until it is unpacked
-    if (message.n && message.client === this.link.client) this.link.answered(message.n)
+    const own = message.client === this.link.client
+    if (own && message.type === 'failed') { if (this.link.refused(message.n, message.text)) return } else if (own && message.n) this.link.answered(message.n)
     const patches = (message.patches ?? []).map((p, i) => ({ ...p, bits: bytes[i] }))
     switch (message.type) {
       case 'roi': await (this.opening = this.open(message, bytes)); break
-      case 'edit': if (message.client !== this.link.client) this.carryOut(this.entry({ ...message, patches })); break
-      case 'undo': case 'redo': if (message.client !== this.link.client) this.step(message.type); break
+      case 'edit': if (!own && message.kind !== 'reject') this.carryOut(this.entry({ ...message, patches })); break
+      case 'undo': case 'redo': if (!own && !this.step(message.type)) this.ask('hello'); break
       case 'failed': this.tell('say', message.text, 'error'); break
       case 'proposal': this.propose(patches, message); break
       case 'points': this.suggested = message.points; this.tell('marks'); this.tell('say', message.text, 'info'); break
@@ -55,7 +59,7 @@ export class Session {
   }
 
   async open(message, bytes) {
-    const serial = this.opened = (this.opened ?? 0) + 1, { width, height } = message.roi
+    const serial = this.opened = (this.opened ?? 0) + 1, { width, height } = message.roi, same = this.roi?.opening === message.roi.opening, left = this.roi?.name
     const data = await inflate(bytes[0])
     if (serial !== this.opened) return  // another ROI was opened meanwhile
     this.roi = message.roi
@@ -66,24 +70,33 @@ export class Session {
     this.done = []; this.undone = []  // what the browser can take back; older steps are Python's
     this.points = message.points ?? []; this.lines = message.lines ?? []
     this.suggested = []
-    this.preview = null
-    this.readout = null
-    this.picture = bytes[1] ? URL.createObjectURL(new Blob([bytes[1]], { type: message.roi.format })) : null
+    if (!same) this.preview = this.readout = null
+    if (this.picture && (bytes[1] || !same)) URL.revokeObjectURL(this.picture)
+    this.picture = bytes[1] ? URL.createObjectURL(new Blob([bytes[1]], { type: message.roi.format })) : same ? this.picture : null
     this.cls = this.classes.some(c => c.id === this.cls) ? this.cls : Math.min(1, this.classes.length - 1)
-    this.steps = 0
-    this.link.forget()
-    this.begun = this.sinceEdit = performance.now()
-    this.tell('roi')
+    this.stepping = false
+    this.sinceEdit = performance.now()
+    const lost = same ? 0 : this.link.forget()
+    if (!same) this.steps = 0
+    this.tell('roi', !same)
+    if (lost) this.tell('say', `${lost} step${lost > 1 ? 's' : ''} on ${left} could not be saved before it was left.`, 'error')
   }
 
   // Edits
 
   seconds() { const now = performance.now(), s = (now - this.sinceEdit) / 1000; this.sinceEdit = now; return +s.toFixed(3) }
 
+  // Whether an edit may begin; where it may not, the user is told.
+  free() {
+    const why = !this.ready ? 'Nothing is open.' : this.roi.readonly ? this.roi.why || 'Read only.' : this.stepping ? 'An earlier step is being taken back: one moment.' : ''
+    if (why) this.tell('say', why, 'warn')
+    return !why
+  }
+
   entry({ kind, patches = [], mark, of }) { return { kind, patches, mark, of } }
 
   edit(content) {
-    if (!this.writable) { this.tell('say', this.roi?.why || 'Nothing is open.', 'warn'); return false }
+    if (!this.free()) return false
     const { patches = [], ...rest } = content
     const entry = this.entry({ ...rest, patches })
     this.carryOut(entry)
@@ -96,7 +109,7 @@ export class Session {
 
   carryOut(entry) {
     this.apply(entry)
-    this.done.push(entry); this.undone = []
+    this.done.push(entry); this.undone = []; this.roi.later = false
     this.tell('history')
   }
 
@@ -115,8 +128,10 @@ export class Session {
   revert(entry) {
     for (const p of entry.inverse) this.mask.apply(p)
     if (entry.inverse.length) this.tell('mask', boxOf(entry.inverse))
-    for (const p of entry.returned ?? []) this.proposal.apply(p)
-    if (entry.returned?.length) this.tell('proposal', boxOf(entry.returned))
+    if (entry.returned?.length && entry.made === this.proposed) {  // none was made since
+      for (const p of entry.returned) this.proposal.apply(p)
+      this.tell('proposal', boxOf(entry.returned))
+    }
     if (entry.mark) {
       const list = MARKS[entry.mark.type]
       if (entry.kind === 'remove') this[list] = [...this[list], entry.mark]
@@ -139,10 +154,11 @@ export class Session {
   redo() { this.backOrForth('redo') }
 
   backOrForth(way) {
-    if (!this.writable) return
+    if (!this.free()) return
     const here = this.step(way)
-    if (here || (way === 'undo' ? this.roi.earlier : this.roi.later)) this.save({ type: way, here })
-    else this.tell('say', `Nothing to ${way}.`)
+    if (!here && !(way === 'undo' ? this.roi.earlier : this.roi.later)) { this.tell('say', `Nothing to ${way}.`); return }
+    this.stepping = !here  // a step of an earlier sitting is Python's: its map replaces this one
+    this.save({ type: way, here })
   }
 
   // Proposals
@@ -159,6 +175,7 @@ export class Session {
   withdraw() {
     if (!this.proposal) return
     this.proposal.data.fill(NOTHING); this.proposal.counts.fill(0); this.proposal.counts[NOTHING] = this.proposal.data.length
+    this.proposed = null
     this.tell('proposal', { x: 0, y: 0, width: this.mask.width, height: this.mask.height })
   }
 
@@ -170,12 +187,13 @@ export class Session {
 
   // Accept or reject the piece at a pixel, or all of it where none is given.
   decide(verdict, at) {
+    if (!this.free()) return
     if (!this.proposes) { this.tell('say', 'There is no proposal to ' + verdict + '.'); return }
     const region = this.region, values = new Set()
     if (at) {
       if (this.proposal.at(...at) === NOTHING) { this.tell('say', 'There is no proposal here.'); return }
       values.add(this.proposal.piece(...at, region))
-    } else for (let v = 0; v < NOTHING; v++) if (this.proposal.counts[v]) values.add(v)
+    } else for (let v = 0; v < 256; v++) if (v !== NOTHING && this.proposal.counts[v]) values.add(v)
     const all = new Region(this.mask.width, this.mask.height), patches = [], gone = []
     for (const v of values) {
       if (!at) { all.clear(); all.grow(0, 0, all.width, all.height); for (let i = 0; i < all.marks.length; i++) all.marks[i] = this.proposal.data[i] === v ? 1 : 0 }
@@ -187,20 +205,23 @@ export class Session {
     region.clear()
     const returned = gone.flatMap(p => this.proposal.apply(p))
     this.tell('proposal', boxOf(gone))
-    const made = this.proposed ?? {}
-    const sent = verdict === 'accept' ? patches : gone.map(p => ({ ...p }))
-    if (verdict === 'accept') {
-      if (this.edit({ kind: 'accept', tool: made.tool, patches: sent, pixels: gone.reduce((a, p) => a + count(p), 0), source: 'model', model: made.model, weights: made.weights, confidence: made.confidence, whole: !at }))
-        this.done.at(-1).returned = returned
-    } else if (this.writable)
-      this.save({ type: 'edit', kind: 'reject', tool: made.tool, cls: this.cls, source: 'model', model: made.model, weights: made.weights, pixels: gone.reduce((a, p) => a + count(p), 0), box: Object.values(boxOf(gone)), whole: !at, patches: [] })
+    const { made = null, tool, model, weights, confidence } = { made: this.proposed, ...this.proposed }
+    const facts = { tool, source: 'model', model, weights, confidence, pixels: gone.reduce((a, p) => a + count(p), 0), whole: !at, cls: values.size === 1 ? [...values][0] : undefined }
+    if (verdict === 'accept') { this.edit({ kind: 'accept', ...facts, patches }); Object.assign(this.done.at(-1), { returned, made }) }
+    else this.save({ type: 'edit', kind: 'reject', ...facts, box: Object.values(boxOf(gone)), patches: [] })
   }
 
+  // Questions
+
   suggest(marks) { this.asked = this.link.send({ type: 'suggest', marks }) }
-  whole() { this.asked = this.link.send({ type: 'whole' }); this.tell('say', 'Working on the whole ROI ...') }
+  whole() { this.asked = this.link.send({ type: 'whole' }); this.tell('say', 'Working on the whole ROI ...', 'wait') }
   head() { this.asked = this.link.send({ type: 'head' }) }
   similar(cls) { this.link.send({ type: 'similar', cls }) }
-  ask(what, more = {}) { this.link.send({ type: what, ...more }) }
+  ask(what) { this.link.send({ type: what }) }
+
+  leave(what) {  // done or next: never over steps that are not saved
+    if (this.link.ill && this.link.unsaved) this.link.trouble(); else this.ask(what)
+  }
 
   // Tiles of an image too large to send whole
 
@@ -211,11 +232,15 @@ export class Session {
   settle(message, bytes) {
     const asked = message.client === this.link.client && this.images.get(message.n)
     if (!asked) return
-    this.images.delete(message.n)
+    this.images.delete(message.n); this.link.answered(message.n)
     if (bytes) asked[0](new Blob([bytes], { type: message.format })); else asked[1](new Error(message.text))
   }
 
-  close() { this.link.close(); this.listeners.clear() }
+  close() {
+    this.link.close(); this.listeners.clear()
+    this.model.off('msg:custom', this.ear)
+    if (this.picture) URL.revokeObjectURL(this.picture)
+  }
 }
 
 export const count = p => { let n = 0; for (let k = 0; k < p.width * p.height; k++) n += unpack(p.bits, k); return n }

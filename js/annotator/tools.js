@@ -1,4 +1,5 @@
 // What the pointer does with each tool.
+import { UNLABELLED } from './mask.js'
 import { grow, WINDOW } from './wand.js'
 
 export class Pointer {
@@ -12,23 +13,24 @@ export class Pointer {
     on('contextmenu', e => e.preventDefault())
   }
 
-  // Panning is OpenSeadragon's: with the pan tool, the middle or right button, or Alt held.
-  pans(e) { return this.session.tool === 'pan' || e.button > 0 || e.altKey || !this.session.ready }
-
+  // With the pan tool panning is OpenSeadragon's; the middle and right button, and Alt, pan with any tool.
   down(e) {
-    if (this.pans(e)) return
-    e.stopPropagation(); e.preventDefault()
     this.element.closest('.bh-annotator')?.focus({ preventScroll: true })
+    if (!this.session.ready || this.session.tool === 'pan' && e.button === 0) return
+    e.stopPropagation(); e.preventDefault()
+    if (this.active) return  // a second finger or button
+    this.finger = e.pointerId
     const at = this.view.toImage(e)
     if (!at) return
-    if (!this.session.writable) { this.session.tell('say', this.session.roi.why, 'warn'); return }
+    if (e.button > 0 || e.altKey) { this.active = { tool: 'pan', x: e.clientX, y: e.clientY }; this.element.setPointerCapture(e.pointerId); return }
+    if (!this.session.free()) return
     this.element.setPointerCapture(e.pointerId)
     const { tool } = this.session, [x, y] = at.map(Math.floor)
     switch (tool) {
       case 'brush': case 'erase': this.begin(tool, at); break
       case 'suggest': this.active = { tool, marks: [at], begun: performance.now() }; break
       case 'wand': this.wand(e, at); break
-      case 'polygon': case 'line': this.vertex(at, tool); break
+      case 'polygon': case 'line': this.vertex(at, tool, e.shiftKey); break
       case 'point': this.point(at, e); break
       case 'accept': if (this.view.inside(at)) this.session.decide('accept', [x, y]); break
       case 'reject': if (this.view.inside(at)) this.session.decide('reject', [x, y]); break
@@ -41,8 +43,9 @@ export class Pointer {
     this.view.circle(e)
     const { preview, previewing } = this.session
     if (previewing && preview && !this.active && this.here && preview.at(this.here)) this.view.draw()
-    if (!this.active) return
+    if (!this.active || e.pointerId !== this.finger) return
     e.stopPropagation()
+    if (this.active.tool === 'pan') { const { x, y } = this.active; this.view.pan(x - e.clientX, y - e.clientY, true); Object.assign(this.active, { x: e.clientX, y: e.clientY }); return }
     for (const part of e.getCoalescedEvents?.().length ? e.getCoalescedEvents() : [e]) {
       const at = this.view.toImage(part)
       if (this.active.tool === 'suggest') this.active.marks.push(at)
@@ -51,23 +54,25 @@ export class Pointer {
   }
 
   up(e) {
-    if (!this.active) return
+    if (!this.active || e.pointerId !== this.finger) return
     e.stopPropagation()
     const stroke = this.active
     this.active = null
+    if (stroke.tool === 'pan') return
     if (stroke.tool === 'suggest') {
+      if (this.session.cls === UNLABELLED) { this.session.tell('say', 'Choose the class to be suggested first.', 'warn'); return }
       const every = Math.max(1, Math.ceil(stroke.marks.length / 64)), cls = this.session.cls
       this.session.suggest(stroke.marks.filter((_, i) => i % every === 0).filter(at => this.view.inside(at)).map(([x, y]) => ({ x: Math.floor(x), y: Math.floor(y), cls })))
     } else this.finish(stroke)
   }
 
-  cancel() { const stroke = this.active; this.active = null; if (stroke?.undo) this.takeBack(stroke) }
+  cancel() { const stroke = this.active; this.active = null; if (stroke?.radius) this.takeBack() }
 
   // Strokes: pixels change as the pointer moves, and become one patch when it is lifted.
   begin(tool, at) {
     const { session } = this, f = this.view.frame()
     session.region.clear()
-    this.active = { tool, value: tool === 'erase' ? 0 : session.cls, radius: session.size / f.factor, at, undo: [] }
+    this.active = { tool, value: tool === 'erase' ? 0 : session.cls, radius: session.size / f.factor, at }
     this.extend(at)
   }
 
@@ -89,15 +94,20 @@ export class Pointer {
   takeBack() { const { region } = this.session, { x0, y0, x1, y1 } = region; region.clear(); this.session.tell('mask', { x: x0, y: y0, width: x1 - x0, height: y1 - y0 }) }
 
   wand(e, at) {
-    const { session, view } = this, f = view.frame(), density = view.viewer.drawer.canvas.width / view.viewer.canvas.clientWidth
+    const { session, view } = this, { region, mask } = session
     if (!view.inside(at)) return
-    const inside = grow(view.window(e, WINDOW), session.tolerance), half = WINDOW >> 1, step = 1 / (f.factor * density), { region, mask } = session
+    const { pixels, left, top, density } = view.window(e, WINDOW), inside = grow(pixels, session.tolerance), { ox, oy, factor } = view.frame()
+    const shown = (v, origin, from) => Math.floor((origin + (v + 0.5) * factor) * density) - from  // where an image pixel's centre is in the window
+    const ends = (origin, from, size) => [from, from + WINDOW].map(v => Math.max(0, Math.min(size, Math.ceil((v / density - origin) / factor - 0.5))))
+    const [x0, x1] = ends(ox, left, mask.width), [y0, y1] = ends(oy, top, mask.height)
     region.clear()
-    const from = v => Math.max(0, Math.floor(v - (half + 1) * step)), x1 = Math.min(mask.width, Math.ceil(at[0] + (half + 1) * step)), y1 = Math.min(mask.height, Math.ceil(at[1] + (half + 1) * step))
-    for (let y = from(at[1]); y < y1; y++) for (let x = from(at[0]); x < x1; x++) {
-      const sx = Math.round((x + 0.5 - at[0]) / step) + half, sy = Math.round((y + 0.5 - at[1]) / step) + half
-      if (sx >= 0 && sy >= 0 && sx < WINDOW && sy < WINDOW && inside[sy * WINDOW + sx]) { region.marks[y * mask.width + x] = 1; region.grow(x, y, x + 1, y + 1) }
+    const columns = Int32Array.from({ length: Math.max(0, x1 - x0) }, (_, k) => shown(x0 + k, ox, left))
+    for (let y = y0; y < y1; y++) {
+      const row = shown(y, oy, top) * WINDOW, o = y * mask.width + x0
+      for (let k = 0; k < columns.length; k++) if (inside[row + columns[k]]) region.marks[o + k] = 1
     }
+    if (y0 < y1) region.grow(x0, y0, x1, y1)
+    if (factor * density > 1) region.keep(...at.map(Math.floor))  // centres of large pixels may miss a narrow bridge; small ones follow the window
     this.fill('wand')
   }
 
@@ -107,11 +117,12 @@ export class Pointer {
     if (patch) session.edit({ kind: 'paint', tool, patches: [patch] })
   }
 
-  // Polygons and lines grow by clicks; Enter or a double click ends them, Shift+click begins a hole.
-  vertex(at, tool) {
-    const { view } = this
+  // Polygons and lines grow by clicks; Enter or a double click ends them, Shift+click begins a hole, Z takes a corner back.
+  vertex(at, tool, hole) {
+    const { view } = this, { width, height } = this.session.mask
+    if (tool === 'line') at = [Math.max(0, Math.min(width, at[0])), Math.max(0, Math.min(height, at[1]))]
     view.draft ??= { tool, rings: [], points: [] }
-    if (tool === 'polygon' && this.last?.shiftKey && view.draft.points.length > 2) { view.draft.rings.push(view.draft.points); view.draft.points = [] }
+    if (tool === 'polygon' && hole && view.draft.points.length > 2) { view.draft.rings.push(view.draft.points); view.draft.points = [] }
     view.draft.points.push(at)
     view.drawMarks()
   }
@@ -130,6 +141,17 @@ export class Pointer {
       if (rings.length) { session.region.clear(); session.region.polygon(rings); this.fill('polygon') }
     }
     view.drawMarks()
+  }
+
+  // Takes the last corner back; returns whether there was one.
+  shorten() {
+    const { draft } = this.view
+    if (!draft) return false
+    draft.points.pop()
+    if (!draft.points.length) draft.points = draft.rings.pop() ?? []
+    if (!draft.points.length) this.view.draft = null
+    this.view.drawMarks()
+    return true
   }
 
   drop() { this.view.draft = null; this.cancel(); this.view.drawMarks() }

@@ -1,26 +1,39 @@
 // The picture with the label map over it: OpenSeadragon pans and zooms, a canvas of our own holds the classes,
 // an SVG the points, lines and the polygon under way.
 import OpenSeadragon from 'openseadragon'
-import { NOTHING } from './mask.js'
+import { NOTHING, UNLABELLED } from './mask.js'
 
 const SVG = 'http://www.w3.org/2000/svg'
 export const MARK_COLOURS = ['#ffffff', '#f0e442', '#cc79a7', '#56b4e9', '#009e73', '#d55e00']
 
 const rgb = text => [1, 3, 5].map(i => parseInt(text.slice(i, i + 2), 16))
 
-// A map of values painted in colours, kept at the image's size and renewed by rectangles.
+// A map of values painted in colours, kept at the image's size and renewed by rectangles. What is hatched has a
+// colour of its own (or none) in the gaps.
 class Layer {
-  constructor(mask, hatched) {
+  constructor(mask, rimmed) {
+    this.rimmed = rimmed  // each piece with a white rim: the colours of a stain and of a class may be alike
     this.canvas = Object.assign(document.createElement('canvas'), { width: mask.width, height: mask.height })
     this.context = this.canvas.getContext('2d')
-    this.mask = mask; this.hatched = hatched
+    this.mask = mask
   }
 
-  paint({ x, y, width, height }, lut) {
-    const image = this.context.createImageData(width, height), out = new Uint32Array(image.data.buffer), { data, width: w } = this.mask
+  paint({ x, y, width, height }, value = i => this.mask.data[i]) {
+    if (this.rimmed) [x, y, width, height] = this.wider(x, y, width, height)
+    const image = this.context.createImageData(width, height), out = new Uint32Array(image.data.buffer), { full, gap } = this, w = this.mask.width
     for (let dy = 0, k = 0; dy < height; dy++) for (let dx = 0, i = (y + dy) * w + x; dx < width; dx++, i++, k++)
-      out[k] = this.hatched && (x + dx + y + dy) % 8 > 4 ? 0 : lut[data[i]]
+      out[k] = this.rimmed && this.rim(i, x + dx, y + dy) ? 0xFFFFFFFF : ((x + dx + y + dy) % 8 > 4 ? gap : full)[value(i)]
     this.context.putImageData(image, x, y)
+  }
+
+  wider(x, y, width, height) {
+    const x0 = Math.max(0, x - 1), y0 = Math.max(0, y - 1)
+    return [x0, y0, Math.min(this.mask.width, x + width + 1) - x0, Math.min(this.mask.height, y + height + 1) - y0]
+  }
+
+  rim(i, x, y) {
+    const { data, width: w, height: h } = this.mask, v = data[i]
+    return v !== NOTHING && (x > 0 && data[i - 1] !== v || x + 1 < w && data[i + 1] !== v || y > 0 && data[i - w] !== v || y + 1 < h && data[i + w] !== v)
   }
 }
 
@@ -37,7 +50,7 @@ export class View {
     const over = this.viewer.canvas
     this.canvas = document.createElement('canvas'); this.canvas.className = 'bh-classes'
     this.svg = document.createElementNS(SVG, 'svg'); this.svg.classList.add('bh-marks')
-    this.ring = document.createElement('div'); this.ring.className = 'bh-ring'
+    this.ring = document.createElement('div'); this.ring.className = 'bh-ring'; this.ring.hidden = true
     this.scale = document.createElement('div'); this.scale.className = 'bh-scale'
     over.append(this.canvas, this.svg, this.ring); place.append(this.scale)
     this.context = this.canvas.getContext('2d')
@@ -58,7 +71,8 @@ export class View {
 
   open() {
     const { session } = this, { width, height, tile } = session.roi
-    this.classes = new Layer(session.mask, false); this.proposal = new Layer(session.proposal, true)
+    this.classes = new Layer(session.mask); this.proposal = new Layer(session.proposal, true)
+    this.last = null  // another ROI may lie where this one lay
     this.recolour()
     const source = session.picture ? { type: 'image', url: session.picture } : {
       width, height, tileSize: tile, minLevel: 0, maxLevel: Math.ceil(Math.log2(Math.max(width, height))), getTileUrl: (level, x, y) => `${session.roi.name}/${level}/${x}/${y}`,
@@ -79,34 +93,33 @@ export class View {
   }
 
   recolour() {
-    const solid = new Uint32Array(256), shown = new Uint32Array(256)
-    for (const c of this.session.classes) {
+    const { session, classes, proposal } = this
+    classes.full = new Uint32Array(256)
+    for (const c of session.classes) {
       const [r, g, b] = rgb(c.colour)
-      solid[c.id] = c.id ? (255 << 24 | b << 16 | g << 8 | r) >>> 0 : 0
-      shown[c.id] = c.id ? solid[c.id] : 0xB0FFFFFF  // a proposal of background is seen too
+      classes.full[c.id] = c.id ? (255 << 24 | b << 16 | g << 8 | r) >>> 0 : 0
     }
-    shown[NOTHING] = 0
-    this.lut = [solid, shown]
-    const all = { x: 0, y: 0, width: this.session.mask.width, height: this.session.mask.height }
-    this.classes.paint(all, solid)
-    if (this.session.proposes) this.proposal.paint(all, shown)
+    classes.gap = classes.full.slice(); classes.gap[UNLABELLED] = 0x50E0E0E0
+    proposal.full = classes.full.slice(); proposal.gap = new Uint32Array(256)
+    proposal.full[0] = 0xB0FFFFFF  // a proposal of background is seen too
+    proposal.full[NOTHING] = 0
+    const all = { x: 0, y: 0, width: session.mask.width, height: session.mask.height }
+    if (session.mask.counts[0] < session.mask.data.length) classes.paint(all)  // a fresh canvas shows nothing as it is
+    if (session.proposes) proposal.paint(all)
     this.draw()
   }
 
   renew(layer, box) {
     if (!this.classes || box.width <= 0) return
-    this[layer].paint(box, this.lut[layer === 'classes' ? 0 : 1])
+    this[layer].paint(box)
     this.draw(box)
   }
 
   // The stroke under way, seen at once: what is marked takes its colour before it is an edit.
   ink(box, value, region, locked) {
     if (!this.classes) return
-    const { x, y, width, height } = box, { data, width: w } = this.session.mask, [solid] = this.lut
-    const image = this.classes.context.createImageData(width, height), out = new Uint32Array(image.data.buffer)
-    for (let dy = 0, k = 0; dy < height; dy++) for (let dx = 0, i = (y + dy) * w + x; dx < width; dx++, i++, k++)
-      out[k] = solid[region.marks[i] && !locked.has(data[i]) ? value : data[i]]
-    this.classes.context.putImageData(image, x, y)
+    const { data } = this.session.mask
+    this.classes.paint(box, i => region.marks[i] && !locked.has(data[i]) ? value : data[i])
     this.draw(box)
   }
 
@@ -152,6 +165,7 @@ export class View {
       context.drawImage(this.classes.canvas, x0, y0, x1 - x0, y1 - y0, x0, y0, x1 - x0, y1 - y0)
       if (this.session.proposes) { context.globalAlpha = Math.min(1, opacity + 0.3); context.drawImage(this.proposal.canvas, x0, y0, x1 - x0, y1 - y0, x0, y0, x1 - x0, y1 - y0) }
     }
+    this.svg.style.visibility = hidden ? 'hidden' : ''
     const { preview, previewing } = this.session
     if (previewing && preview) {
       context.imageSmoothingEnabled = true; context.globalAlpha = 1
@@ -190,17 +204,17 @@ export class View {
     Object.assign(this.ring.style, { width: `${2 * size}px`, height: `${2 * size}px`, left: `${event.clientX - r.left - size}px`, top: `${event.clientY - r.top - size}px` })
   }
 
-  // The picture as it is drawn, `size` pixels about a place on the screen, with the image pixel of each.
+  // The picture as it is drawn, `size` of its pixels about a place on the screen, and where the window's corner is.
   window(event, size) {
-    const r = this.viewer.canvas.getBoundingClientRect(), from = this.viewer.drawer.canvas, k = from.width / r.width, half = size >> 1
-    const context = from.getContext('2d', { willReadFrequently: true })
-    return context.getImageData(Math.round((event.clientX - r.left) * k) - half, Math.round((event.clientY - r.top) * k) - half, size, size)
+    const r = this.viewer.canvas.getBoundingClientRect(), from = this.viewer.drawer.canvas, density = from.width / this.viewer.canvas.clientWidth, half = size >> 1
+    const left = Math.floor((event.clientX - r.left) * density) - half, top = Math.floor((event.clientY - r.top) * density) - half
+    return { pixels: from.getContext('2d', { willReadFrequently: true }).getImageData(left, top, size, size), left, top, density }
   }
 
   filter(text) { this.viewer.drawer.canvas.style.filter = text }
   fit() { const item = this.viewer.world.getItemAt(0); this.moved = false; if (item) this.viewer.viewport.fitBounds(item.getBounds(), true) }
   zoom(by) { this.moved = true; this.viewer.viewport.zoomBy(by); this.viewer.viewport.applyConstraints() }
-  pan(dx, dy) { this.moved = true; this.viewer.viewport.panBy(this.viewer.viewport.deltaPointsFromPixels(new OpenSeadragon.Point(dx, dy))); this.viewer.viewport.applyConstraints() }
+  pan(dx, dy, now) { this.moved = true; this.viewer.viewport.panBy(this.viewer.viewport.deltaPointsFromPixels(new OpenSeadragon.Point(dx, dy)), now); this.viewer.viewport.applyConstraints(now) }
   goTo(box) {  // at once, or when the picture is there
     const item = this.viewer.world.getItemAt(0), { x, y, width, height } = box
     this.wanted = item ? null : box

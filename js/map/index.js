@@ -21,7 +21,7 @@ function render({ model, el }) {
     const open = () => { panel.open(); panel.gallery(); panel.focus(); view.open() }
     const told = {
       map: open, colour: () => { panel.legend(); view.draw() }, hidden: () => { panel.hidden(); view.draw() },
-      chosen: () => { panel.chosen(); view.draw() }, gallery: () => panel.gallery(), focus: () => { panel.focus(); view.drawOver() },
+      chosen: () => { panel.chosen(); view.draw() }, gallery: () => panel.gallery(), focus: () => { panel.focus(); view.drawOver(); view.showCard() },
       look: () => { view.drawOver(); view.showCard() }, near: () => panel.others(), say: (text, level) => panel.say(text, level), silence: n => panel.silence(n),
     }
     const leave = session.subscribe((what, ...rest) => told[what]?.(...rest))

@@ -10,9 +10,9 @@ const many = n => n.toLocaleString('en')
 export class Panel {
   constructor(session, view, root, stage) {
     Object.assign(this, { session, view, root })
-    const button = (text, title, act, facts = {}) => el('button', { type: 'button', textContent: text, title, onclick: () => { act(); root.focus({ preventScroll: true }) }, ...facts })
+    const button = (text, title, act, facts = {}) => el('button', { type: 'button', textContent: text, title, onclick: act, ...facts })
     this.tools = { pan: button('Move', 'Drag moves the map, the wheel zooms (V)', () => this.choose('pan')), lasso: button('Lasso', 'Drag round the tiles you mean (L, or hold Shift). Ctrl adds, Alt takes away', () => this.choose('lasso')) }
-    this.colour = el('select', { title: 'What colours the points', onchange: e => { session.colour(e.target.value); root.focus({ preventScroll: true }) } })
+    this.colour = el('select', { title: 'What colours the points', onchange: e => { session.colour(e.target.value); this.take() } })
     this.count = el('span', { className: 'bm-count' })
     this.clear = button('Clear', 'Choose none (Escape)', () => session.clear())
     this.bar = el('div', { className: 'bm-bar' }, ...Object.values(this.tools), button('Fit', 'Whole map (F)', () => view.fit()), button('+', 'Zoom in (+)', () => view.zoom(1.4)), button('−', 'Zoom out (-)', () => view.zoom(1 / 1.4)),
@@ -29,7 +29,7 @@ export class Panel {
     this.back = button('‹', 'Earlier tiles', () => session.page(session.gallery.start - session.gallery.most)); this.on = button('›', 'Further tiles', () => session.page(session.gallery.start + session.gallery.most))
     this.sample = button('Draw at random', 'A random sample of the chosen tiles', () => session.sample())
     this.queue = button('Send to queue', 'Put the chosen tiles before the annotators', () => session.ask('queue'))
-    this.cls = el('select', { title: 'The class that all chosen tiles get' })
+    this.cls = el('select', { title: 'The class that all chosen tiles get', onchange: () => { this.label.disabled = !this.cls.value } })
     this.label = button('Label all', 'Give every chosen tile this class', () => session.ask('label', { cls: +this.cls.value }))
     this.exported = button('Export these ids', 'Write the chosen tiles to a CSV file', () => session.ask('export'))
     this.head = el('div', { className: 'bm-bar', hidden: true }, this.shown, this.back, this.on, this.sample, el('span', { className: 'bm-space' }), this.queue, el('span', { className: 'bm-label' }, this.cls, this.label), this.exported)
@@ -39,6 +39,16 @@ export class Panel {
     this.side.style.maxHeight = this.key.style.maxHeight = stage.style.height
     this.choose('pan')
     root.addEventListener('keydown', this.pressed = e => this.press(e))
+    root.addEventListener('click', this.clicked = e => { if (!e.target.matches('select, input, label') && (e.detail || !e.target.offsetParent)) this.take() })  // keys go on working after the mouse
+  }
+
+  take() { this.root.focus({ preventScroll: true }) }
+
+  // What is replaced while it has the focus hands it to the map, or keys would go to the notebook.
+  fill(box, children) {
+    const had = box.contains(document.activeElement)
+    box.replaceChildren(...children)
+    if (had) this.take()
   }
 
   open() {
@@ -82,7 +92,7 @@ export class Panel {
     const { count, n } = this.session
     this.count.textContent = count ? `${many(count)} of ${many(n)} tiles chosen` : `${many(n)} tiles`
     this.clear.disabled = !count
-    if (!count) { this.head.hidden = this.tiles.hidden = true; this.tiles.replaceChildren() }
+    if (!count) { this.head.hidden = this.tiles.hidden = true; this.fill(this.tiles, []) }
     else if (!this.head.hidden) this.tiles.classList.add('bm-old')  // until the new ones come
   }
 
@@ -109,12 +119,12 @@ export class Panel {
     this.label.textContent = `Label all ${many(total)}`; this.queue.textContent = `Send ${many(total)} to queue`
     if (facts.can.label) {
       const before = this.cls.value
-      this.cls.replaceChildren(...(gallery.classes.length ? gallery.classes : [['', 'no shared class']]).map(([value, textContent]) => el('option', { value, textContent })))
+      this.cls.replaceChildren(...[['', gallery.classes.length ? 'class ...' : 'no shared class'], ...gallery.classes].map(([value, textContent]) => el('option', { value, textContent })))
       if (gallery.classes.some(([id]) => `${id}` === before)) this.cls.value = before
-      this.cls.disabled = this.label.disabled = !gallery.classes.length
+      this.cls.disabled = !gallery.classes.length; this.label.disabled = !this.cls.value  // a class is chosen, never taken over from nobody
       this.label.title = gallery.why || 'Give every chosen tile this class'
     }
-    this.tiles.replaceChildren(...points.map((point, k) => {
+    this.fill(this.tiles, points.map((point, k) => {
       const out = el('button', { type: 'button', className: 'bm-out', textContent: '×', title: 'Leave this tile out', ariaLabel: `Leave ${names[k]} out`, onclick: () => this.session.select([point], { way: 'without', stay: true }) })
       return el('div', { className: 'bm-cell' }, this.picture(gallery, k, point, names[k], names[k]), out)
     }))
@@ -128,7 +138,7 @@ export class Panel {
     this.tile.replaceChildren(...(focus.picture ? [el('img', { src: focus.picture, alt: '', className: 'bm-large' })] : []), el('div', { className: 'bm-name', textContent: focus.name }),
       el('table', {}, focus.facts.map(([name, value]) => el('tr', {}, el('td', { textContent: name }), el('td', { textContent: value })))))
     this.takeNear.disabled = !focus.near.length
-    this.nearTiles.replaceChildren(...focus.near.map((point, k) => el('div', { className: 'bm-cell' }, this.picture(focus, k, point, focus.names[k], `${focus.names[k]}, likeness ${focus.scores[k].toFixed(3)}`), el('span', { className: 'bm-score', textContent: focus.scores[k].toFixed(2) }))))
+    this.fill(this.nearTiles, focus.near.map((point, k) => el('div', { className: 'bm-cell' }, this.picture(focus, k, point, focus.names[k], `${focus.names[k]}, likeness ${focus.scores[k].toFixed(3)}`), el('span', { className: 'bm-score', textContent: focus.scores[k].toFixed(2) }))))
     if (!focus.near.length) this.nearTiles.textContent = 'There is none.'
   }
 
@@ -159,5 +169,5 @@ export class Panel {
     e.preventDefault()
   }
 
-  close() { this.root.removeEventListener('keydown', this.pressed); this.root.remove() }
+  close() { this.root.removeEventListener('keydown', this.pressed); this.root.removeEventListener('click', this.clicked); this.root.remove() }
 }

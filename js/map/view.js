@@ -167,7 +167,7 @@ export class View {
 
   showCard() {
     const { session, card } = this, tile = session.pictures.get(session.hover)
-    card.hidden = !tile || !!this.drag || !this.root.matches(':hover, :focus-within')
+    card.hidden = !tile || session.hover === session.focus?.point || !!this.drag || !this.root.matches(':hover, :focus-within')
     if (card.hidden) return
     const text = (className, textContent) => Object.assign(document.createElement('div'), { className, textContent })
     card.replaceChildren(...(tile.url ? [Object.assign(document.createElement('img'), { src: tile.url, alt: '', width: 128, height: 128 })] : []),
