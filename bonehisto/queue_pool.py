@@ -22,7 +22,7 @@ def deal_kinds(
     "`n` of KINDS in their shares, shuffled; of each at least one where n allows."
     share = np.array(list(KINDS.values())) * n
     counts = np.maximum(np.floor(share), n >= len(KINDS)).astype(int)
-    for k in np.argsort(counts - share)[:n - counts.sum()]: counts[k] += 1
+    for k in np.argsort(counts - share)[:max(0, n - counts.sum())]: counts[k] += 1
     while counts.sum() > n: counts[counts.argmax()] -= 1
     return rng.permutation(np.repeat(list(KINDS), counts)).tolist()
 
