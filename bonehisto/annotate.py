@@ -16,6 +16,7 @@ from .desk import Desk, check_desk
 from .explore import explore_run
 from .files import UserError
 from .map_widget import Answering
+from .suggest import suggestions
 from .tile_map import tile_box
 
 # %% ../nbs/94_annotate.ipynb #1fac82d8
@@ -60,9 +61,11 @@ class AnnotateStudy(VBox):
         manifest,        # path of the study's manifest
         run=None,        # run folder: its maps are where the work begins
         annotator=None,  # name; asked for where it is None
-        help=None, **shares,  # of `Desk`
+        help=None, **shares,  # of `Desk`; without `help`, `suggestions` of the run
     ):
-        self.study, self.ask = check_desk(manifest, run, annotator), dict(manifest=manifest, run=run, help=help, **shares)
+        self.study = check_desk(manifest, run, annotator)
+        kept = Path(run) / "features/roi_tokens" if run else self.study.label_folder / ".tokens"
+        self.ask = dict(manifest=manifest, run=run, help=help or suggestions(run, kept), **shares)
         self.desk, self.explorer, self.choices = None, None, {}
         self.list = RoiList(self.go_to, self.enter, lambda roi: self.desk and self.desk.thumbnail(roi), layout=Layout(flex="0 0 200px", margin="0 6px 6px 0"))
         self.annotator = Annotator(on_done=lambda work: self.done(), on_next=self.next, layout=Layout(flex="3 1 0", min_width="0"))

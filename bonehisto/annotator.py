@@ -83,7 +83,7 @@ class Annotator(anywidget.AnyWidget):
         super().__init__(**kwargs)
         self.on_done, self.on_next, self.work = on_done, on_next, None
         self.incoming, self.openings, self.newest = Incoming(), count(1), {}
-        self.worker, self.meter = ThreadPoolExecutor(1), ThreadPoolExecutor(1)  # what takes long never holds up a read-out
+        self.worker, self.meter, self.aside = (ThreadPoolExecutor(1) for _ in range(3))  # proposals; read-outs, which nothing holds up; what takes long and nobody waits for
         self.on_msg(lambda _, message, buffers: self.hear(message, buffers))
 
     def __repr__(self): return "Annotator: run the cell to use it"  # all that a stored notebook shows
@@ -131,7 +131,7 @@ class Annotator(anywidget.AnyWidget):
         opening = self.opening
         def run():
             if self.newest.get(kind) is not turn or self.opening != opening: return
-            try: work(message or {})
+            try: work((message or {}) | {"opening": opening})
             except UserError as e: self.say(e, "warn")
             except Exception as e: self.say(f"{type(e).__name__}: {e}", "error")
         return (worker or self.worker).submit(run)
@@ -144,7 +144,7 @@ class Annotator(anywidget.AnyWidget):
         self.tell("roi", [packed_map(self.work.record.map), *([self.picture] if self.picture and picture else [])], roi=self.roi(), to=message.get("client"),
                   points=[m for m in marks if m["type"] == "point"], lines=[m for m in marks if m["type"] == "line"])
         self.measure()
-        if picture and self.work.tokens: self.later("tokens", self.answer_tokens)  # a page may come long after the ROI was opened
+        if picture and self.work.tokens: self.later("tokens", self.answer_tokens, worker=self.aside)  # a page may come long after the ROI was opened
 
     def answer_edit(self, message, buffers):
         if not self.in_turn(message): return
@@ -188,11 +188,12 @@ class Annotator(anywidget.AnyWidget):
 
     def answer_tokens(self, message):
         tokens, cell = self.work.tokens()
-        self.tell("tokens", [np.ascontiguousarray(tokens).tobytes()], rows=tokens.shape[0], columns=tokens.shape[1], cell=cell)
+        if message["opening"] == self.opening: self.tell("tokens", [np.ascontiguousarray(tokens).tobytes()], rows=tokens.shape[0], columns=tokens.shape[1], cell=cell)
 
     # Proposals
 
     def propose(self, message, patches, facts):
+        if message["opening"] != self.opening: return  # of a ROI that was left
         rectangles, buffers = patches_to_buffers(patches)
         self.tell("proposal", buffers, patches=rectangles, to=message.get("client"), asked=message.get("n"), **facts)
 
@@ -205,20 +206,20 @@ class Annotator(anywidget.AnyWidget):
         self.later("proposal", run, message)
 
     def answer_suggest(self, message):
-        if not self.work.suggest: self.say("Suggestions need a run: start with --run."); return
+        if not self.work.suggest: self.say("This ROI comes without suggestions: it is labelled by hand."); return
         self.later("proposal", lambda m: self.propose(m, *self.work.suggest(m["marks"], self.work.record.map)), message)
 
     def answer_whole(self, message):
-        if not self.work.whole: self.say("Suggestions need a run: start with --run."); return
+        if not self.work.whole: self.say("This ROI comes without suggestions: it is labelled by hand."); return
         self.later("proposal", lambda m: self.propose(m, *self.work.whole(self.work.record.map)), message)
 
     def answer_similar(self, message):
         points = [m for m in self.work.record.marks if m["type"] == "point" and m["cls"] == message["cls"]]
-        if not self.work.similar: self.say("Finding similar cells needs a run: start with --run."); return
+        if not self.work.similar: self.say("This ROI comes without suggestions: its cells are marked by hand."); return
         if not points: self.say(f"Mark at least one {message['cls']} first."); return
         def run(message):
             found = self.work.similar(points)
-            self.tell("points", points=found, text=f"{len(found)} more proposed: click one with the Cell tool to take it." if found else "Nothing else here looks like them.")
+            if message["opening"] == self.opening: self.tell("points", points=found, text=f"{len(found)} more proposed: click one with the Cell tool to take it." if found else "Nothing else here looks like them.")
         self.later("similar", run, message)
 
     # The way through the queue
@@ -232,5 +233,5 @@ class Annotator(anywidget.AnyWidget):
         else: self.say("There is no queue here.")
 
     def close(self):
-        for worker in (self.worker, self.meter): worker.shutdown(wait=False, cancel_futures=True)
+        for worker in (self.worker, self.meter, self.aside): worker.shutdown(wait=False, cancel_futures=True)
         super().close()

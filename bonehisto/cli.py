@@ -2,8 +2,8 @@
 
 # %% auto #0
 __all__ = ['app', 'console', 'labels', 'check', 'phantom', 'run', 'pretrain', 'pretrain_ranks', 'benchmark', 'experiment',
-           'robustness', 'label_efficiency', 'ship', 'segment', 'measure', 'agreement', 'annotate', 'readers',
-           'export_', 'import_', 'power', 'Stopped', 'main']
+           'robustness', 'label_efficiency', 'queue_benchmark', 'ship', 'segment', 'measure', 'agreement', 'annotate',
+           'readers', 'export_', 'import_', 'power', 'Stopped', 'main']
 
 # %% ../nbs/96_cli.ipynb #490a3e29
 import signal, sys
@@ -49,11 +49,16 @@ def phantom(
     fluorescence_rois: Annotated[Optional[int], typer.Option(help="of fluorescence, where another number is wanted", min=1)] = None,
     seed: Annotated[int, typer.Option(help="same seed, same bytes")] = 0,
     size_px: Annotated[int, typer.Option(help="width and height of a ROI in pixels", min=128)] = 1024,
+    pool: Annotated[Optional[int], typer.Option(help="a study for queue-benchmark instead: so many ROIs per modality that could be labelled, most of low turnover, blank or out of focus, and subjects to validate and test on", min=5)] = None,
 ):
     """Draw a synthetic study with known truth: images, masks, true parameters and a manifest.
 
-    Example: `bonehisto phantom data/phantom --subjects 12 --rois 2 --seed 0`
+    Examples: `bonehisto phantom data/phantom --subjects 12 --rois 2 --seed 0`
+    · `bonehisto phantom data/pool --pool 48 --size-px 448`
     """
+    if pool is not None:
+        from bonehisto.queue_pool import draw_pool
+        return _say(f"wrote {draw_pool(out, pool, seed, size_px)}")
     from bonehisto.phantom import draw_study
     _say(f"wrote {draw_study(out, subjects=subjects, rois={'brightfield': rois, 'fluorescence': fluorescence_rois or rois}, seed=seed, size_px=size_px)}")
 
@@ -166,6 +171,18 @@ def label_efficiency(
     Example: `bonehisto label-efficiency data/phantom/data_manifest.yaml --out runs/labels -p label_efficiency.seconds=60`
     """
     _extra_on_tiles("label_efficiency", manifest, out, p)
+
+@app.command("queue-benchmark")
+def queue_benchmark(
+    manifest: Annotated[Path, typer.Argument(help="data_manifest.yaml of a study whose training subjects are the pool; all of it has masks")],
+    out: Annotated[Path, typer.Option(help="run folder, e.g. runs/queue")],
+    p: Annotated[Optional[list[str]], typer.Option("-p", help="queue_benchmark.parameter=value, may be repeated")] = None,
+):
+    """Ask whether the labelling queue's order is better than chance: Dice against ROIs, clicks and minutes of an annotator who knows the truth.
+
+    Example: `bonehisto queue-benchmark data/pool/data_manifest.yaml --out runs/queue -p queue_benchmark.domains=[fluorescence]`
+    """
+    _extra_on_tiles("queue_benchmark", manifest, out, p)
 
 # %% ../nbs/96_cli.ipynb #3545dc8f
 @app.command()

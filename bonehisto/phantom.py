@@ -146,11 +146,12 @@ def draw_study(
     size_px=1024,
     pixel_size_um=0.5,  # or {"brightfield": ..., "fluorescence": ...}
     workers=2,          # processes
+    plan=None,          # `(people, jobs)` in place of those of `plan_study`; a job may name its `split`
 ):
     "Draws a study into `out` and returns the path of its data_manifest.yaml; beside it images/, masks/, truth.csv (per ROI), truth_subjects.csv and truth_labels.csv (per label stretch)."
     if subjects < 1 or min(rois.values() if isinstance(rois, dict) else [rois]) < 1: raise UserError(f"subjects is {subjects}, rois is {rois}: give 1 or more of each")
     out = Path(out)
-    people, jobs = plan_study(subjects, rois, seed, pixel_size_um)
+    people, jobs = plan or plan_study(subjects, rois, seed, pixel_size_um)
     work = Parallel(n_jobs=min(workers, len(jobs)), return_as="generator")(delayed(draw_job)(job, out, size_px) for job in jobs)
     rows, stretches = zip(*progress(work, "drawing", total=len(jobs)))
     truth = pd.DataFrame(rows)
@@ -160,7 +161,7 @@ def draw_study(
     write_table(out / "truth_labels.csv", pd.concat(labels) if labels else stretches[0])
     study = {"name": "phantom", "section": "none", "masks": "classes", "labels": {"dosing_days": DOSING_DAYS}, "truth": "truth_subjects.csv", "subjects": people,
              "rois": [{"id": j["roi"], "image": f"images/{j['roi']}.png", "subject": j["subject"], "modality": j["modality"],
-                       "pixel_size_um": j["pixel_size_um"], "mask": f"masks/{j['roi']}.png"} for j in jobs]}
+                       "pixel_size_um": j["pixel_size_um"], "mask": f"masks/{j['roi']}.png"} | {k: j[k] for k in ("split",) if k in j} for j in jobs]}
     with atomic_path(out / "data_manifest.yaml") as tmp:  # last: a manifest stands only over a whole study
         tmp.write_text(f"# Drawn by `bonehisto phantom`: {len(people)} subjects, {len(jobs)} ROIs, seed {seed}. Truth per ROI in truth.csv, per label stretch in truth_labels.csv.\n"
                        + yaml.safe_dump(study, sort_keys=False, default_flow_style=None, width=200))

@@ -46,6 +46,7 @@ EXTRAS = (  # notebooks beside the way of a study: each has a command of its own
     Step("benchmarks", 97, (), ("tables/benchmark_*.csv", "figures/benchmark*")),
     Step("experiment", 98, ("tile",), ("tables/experiment*.csv", "figures/experiment*")),
     Step("robustness", 98, ("segment",), ("tables/robustness*.csv", "figures/robustness*")),
+    Step("queue_benchmark", 98, ("tile",), ("tables/queue_benchmark*.csv", "figures/queue_benchmark*")),
     Step("label_efficiency", 99, ("tile",), ("tables/label_efficiency*.csv", "figures/label_efficiency*")),
 )
 

@@ -85,7 +85,7 @@ class Suggester:
         weights,     # SHA-256 of the encoder's weights
         encoder,     # () -> Encoder
         cache=None,  # folder of tokens, or None
-        crop_px=512, certain=.1,  # side of a local proposal; least lead of a class (1 = its marks against all else)
+        crop_px=512, certain=.05,  # side of a local proposal; least lead of a class (1 = its marks against all else)
     ):
         self.pixels, self.classes, self.weights, self.encoder, self.cache = pixels, {c.id: c.name for c in classes}, weights, encoder, cache
         self.crop_px, self.certain, self.marks, self.ready, self.lock = crop_px, certain, {}, None, Lock()

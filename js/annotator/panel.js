@@ -131,9 +131,11 @@ export class Panel {
     if (this.ill && this.ill === text) return  // a button must not vanish under the pointer
     this.ill = ''
     this.say(text, 'error')
-    if (unsaved) this.message.append(' ', el('button', { type: 'button', textContent: 'Send again', onclick: () => { this.well(''); this.session.link.again() } }))
+    if (unsaved) this.message.append(' ', el('button', { type: 'button', textContent: 'Send again', onclick: () => { this.sends(); this.session.link.again() } }))
     this.ill = text
   }
+
+  sends() { this.ill = ''; this.say('Sending again ...', 'wait'); this.ill = 'again' }
 
   well(text = 'Python answers again. All that you drew is saved.') { if (this.ill) { this.ill = ''; this.say(text) } }
 
