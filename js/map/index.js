@@ -22,7 +22,7 @@ function render({ model, el }) {
     const told = {
       map: open, colour: () => { panel.legend(); view.draw() }, hidden: () => { panel.hidden(); view.draw() },
       chosen: () => { panel.chosen(); view.draw() }, gallery: () => panel.gallery(), focus: () => { panel.focus(); view.drawOver(); view.showCard() },
-      look: () => { view.drawOver(); view.showCard() }, near: () => panel.others(), say: (text, level) => panel.say(text, level), silence: n => panel.silence(n),
+      look: () => { view.drawOver(); view.showCard() }, near: () => panel.others(), say: (text, level) => panel.say(text, level), silence: yes => panel.silence(yes),
     }
     const leave = session.subscribe((what, ...rest) => told[what]?.(...rest))
     if (session.ready) open()

@@ -146,8 +146,8 @@ export class Panel {
 
   say(text, level = 'info') { this.message.textContent = text; this.message.className = `bm-message bm-${level}` }
 
-  silence(waiting) {
-    if (!waiting) { if (this.silent) this.say('Python answers again.'); this.silent = false; return }
+  silence(yes) {
+    if (!yes) { if (this.silent) this.say('Python answers again.'); this.silent = false; return }
     this.silent = true
     this.say(this.session.ready ? 'Python does not answer: it is busy or gone. The map can still be moved; tiles and buttons wait. If it was restarted, run the cell again.' : 'Python does not answer. Run the cell again to use the map.', 'warn')
   }

@@ -11,7 +11,7 @@ export class Session {
     this.model = model
     this.listeners = new Set()
     this.link = new Link(model)
-    this.link.onsilence = waiting => this.tell('silence', waiting)
+    this.link.ontrouble = () => this.tell('silence', true); this.link.onwell = () => this.tell('silence', false)
     this.colourings = new Map()  // column -> its codes, colours and names
     this.pictures = new Map()    // point -> picture and facts
     this.parts = new Map()       // what comes in pieces
@@ -24,7 +24,7 @@ export class Session {
 
   subscribe(listener) { this.listeners.add(listener); return () => this.listeners.delete(listener) }
   tell(what, ...rest) { for (const listener of this.listeners) listener(what, ...rest) }
-  ask(type, more = {}, buffers = []) { return this.link.send({ type, ...more }, buffers, true) }
+  ask(type, more = {}, buffers = []) { return this.link.send({ type, ...more }, buffers) }
   get ready() { return !!this.grid && !!this.colouring }
 
   // What Python says

@@ -15,13 +15,13 @@ class Session {
     this.listeners = new Set()
     this.pictures = new Map()  // ROI -> address of its picture; null while it is asked for
     this.link = new Link(model)
-    this.link.onsilence = waiting => this.tell('say', waiting ? 'Python does not answer.' : '', 'warn')
+    this.link.ontrouble = () => this.tell('say', 'Python does not answer.', 'warn'); this.link.onwell = () => this.tell('say', '', 'warn')
     model.on('msg:custom', (message, buffers) => this.hear(message, buffers ?? []))
     this.ask('hello')
   }
 
   tell(what, ...rest) { for (const listener of this.listeners) listener(what, ...rest) }
-  ask(type, more = {}) { this.link.send({ type, ...more }, [], true) }
+  ask(type, more = {}) { this.link.send({ type, ...more }) }
 
   hear(message, buffers) {
     if (message.to && message.to !== this.link.client) return
