@@ -22,6 +22,7 @@ from .labelled_tiles import gather_labels
 from .model import Model
 from .quality import sample_focus
 from .queue_pool import count_clicks
+from .roi_doubt import UNREADABLE
 from .roi_ranking import rank_run
 from .router import Router, router_features
 from .score_maps import score_maps
@@ -96,7 +97,8 @@ class HeadTrial:
         with TemporaryDirectory() as folder:
             folder = Path(folder)
             segmented, routed = segment_many(pd.concat([test, rois[rois["roi"].isin(look)]]), Model(self.encoder, self.router, {domain: head}), folder / "masks")
-            scores = score_maps(test, folder / "masks", self.manifest, (domain,)); scores = scores[scores["score"] == "dice"]
+            bad = segmented.loc[segmented["quality"].str.contains("|".join(UNREADABLE)), "roi"]
+            scores = score_maps(test[~test["roi"].isin(bad)], folder / "masks", self.manifest, (domain,)); scores = scores[scores["score"] == "dice"]
             drawn = lambda r: read_mask(p, classes) if (p := folder / f"masks/{r}.png").exists() else None
             found = {"dice": dict(zip(scores["class"], scores["mean"])), "steps": head.facts["steps"], "val_dice": float(log["val_dice"].max()),
                      "clicks": {r: count_clicks(self.masks[domain][r], drawn(r), **self.clicks) for r in look}}
