@@ -26,6 +26,7 @@ class Pool:
         floor=.1,       # what a pixel is worth that the head is sure of
         dims=32,        # of the space of tiles
         most=64,        # tiles of an ROI that are looked at, evenly spread
+        goals=2000,     # tiles that stand for the pool, evenly spread
     ):
         self.facts, n = facts.reset_index(drop=True), len(facts)
         columns = sorted((c for c in facts if c.startswith("px_")), key=lambda c: int(c[3:]))
@@ -36,11 +37,14 @@ class Pool:
         self.offers = offers[:, self.classes]
         if known.any(): self.offers[~known] = self.mean[None]
         self.labelled = np.zeros(len(self.classes))
-        self.owner, self.x, self.weight, self.count = np.empty(0, int), np.empty((0, 1), np.float32), np.empty(0), np.zeros(n)
-        if features is not None: self._place(features, tiles, dims, most)
-        self.middle = float(np.nanmedian(self._novelty())) if len(self.owner) else 1.
+        self.reach, self.weight, self.nearest, self.count = np.empty((n, 0), np.float32), np.empty(0), np.empty(0), np.zeros(n)
+        if features is not None: self._place(features, tiles, dims, most, goals)
+        self.middle = float(np.nanmedian(self._novelty())) if self.placed else 1.
 
-    def _place(self, features, tiles, dims, most):
+    @property
+    def placed(self): return self.reach.shape[1] > 0
+
+    def _place(self, features, tiles, dims, most, goals):
         row = tiles["roi"].astype(str).map({r: i for i, (r, why) in enumerate(zip(self.facts["roi"], self.facts["why"])) if not why})
         at, size = tiles.groupby("roi").cumcount(), tiles.groupby("roi")["roi"].transform("size")
         own = (row.notna() & ((size <= most) | ((at + 1) * most // size > at * most // size))).to_numpy()
@@ -48,19 +52,24 @@ class Pool:
         use = np.flatnonzero(own & ~tiles["blank"].to_numpy(bool))
         use = use[np.isfinite(features[use]).all(1)]
         if len(use) < 2: return
-        self.owner, x = row.iloc[use].to_numpy(int), StandardScaler().fit_transform(np.asarray(features[use], np.float64))
-        with np.errstate(invalid="ignore"): self.x = PCA(min(dims, *x.shape), svd_solver="full").fit_transform(x).astype(np.float32)  # tiles all alike have no variance to share out
-        self.weight = tiles["tissue_fraction"].to_numpy(float)[use] if "tissue_fraction" in tiles else np.ones(len(use))
-        self.square = (self.x ** 2).sum(1); self.nearest = self.square.copy()  # the mean tile is 0
+        owner, x = row.iloc[use].to_numpy(int), StandardScaler().fit_transform(np.asarray(features[use], np.float64))
+        with np.errstate(invalid="ignore"): x = PCA(min(dims, *x.shape), svd_solver="full").fit_transform(x).astype(np.float32)  # tiles all alike have no variance to share out
+        goal = slice(None, None, max(1, len(use) // goals)); to = x[goal]; square = (to ** 2).sum(1)
+        self.weight = tiles["tissue_fraction"].to_numpy(float)[use][goal] if "tissue_fraction" in tiles else np.ones(len(to))
+        self.nearest = np.sqrt(square)  # the mean tile is 0
+        self.reach = np.full((len(self.facts), len(to)), np.inf, np.float32)
+        for i in np.unique(owner):
+            own = x[owner == i]
+            self.reach[i] = np.sqrt(np.maximum((square[:, None] + (own ** 2).sum(1) - 2 * to @ own.T).min(1), 0))
 
     def terms(self): return np.log1p(self.offers / (self.mean + self.labelled))
 
     def gain(self): return self.terms().mean(1) if len(self.classes) else np.ones(len(self.facts))
 
-    def _novelty(self): return np.sqrt(np.bincount(self.owner, self.weight * self.nearest, len(self.facts)) / np.where(self.count > 0, self.count, np.nan))
+    def _novelty(self): return np.where(self.count > 0, np.maximum(self.nearest - self.reach, 0) @ self.weight / max(self.weight.sum(), 1e-9), np.nan)
 
     def novelty(self):
-        if not len(self.owner): return np.ones(len(self.facts))
+        if not self.placed: return np.ones(len(self.facts))
         out = self._novelty()
         return np.where(np.isnan(out), self.middle, out)  # of the beginning: always in the middle of what is left would mean last
 
@@ -68,17 +77,14 @@ class Pool:
 
     def see(self, i):
         self.labelled = self.labelled + self.offers[i]
-        new = np.flatnonzero(self.owner == i)
-        for k in range(0, len(new), 64):
-            part = new[k:k + 64]
-            self.nearest = np.minimum(self.nearest, np.maximum((self.square[:, None] + self.square[part] - 2 * self.x @ self.x[part].T).min(1), 0))
+        if self.placed: self.nearest = np.minimum(self.nearest, self.reach[i])
 
 # %% ../nbs/88_ranking.ipynb #9e199f19
 COLUMNS = ["roi", "domain", "score", "gain", "novelty", "reason", "usable", "mapped"]
 
 def _reason(pool, i, free, gain, novelty, names):
     "In a few words, why ROI i."
-    if len(pool.owner) and (not len(pool.classes) or np.sqrt(novelty[i] / max(np.median(novelty[free]), 1e-9)) > gain[i] / max(np.median(gain[free]), 1e-9)): return "unlike what is labelled"
+    if pool.placed and (not len(pool.classes) or np.sqrt(novelty[i] / max(np.median(novelty[free]), 1e-9)) > gain[i] / max(np.median(gain[free]), 1e-9)): return "unlike what is labelled"
     if not len(pool.classes): return "drawn at random"
     c = pool.classes[pool.terms()[i].argmax()]
     name = names[c] if c < len(names) else f"class {c}"
@@ -126,8 +132,8 @@ def rank_rois(
 
 def _ranking_notes(facts, pools, features):
     "What the order had to do without."
-    notes = [f"{d}: there is no map of a trained head: the order goes by {'novelty alone' if len(p.owner) else 'chance alone'}" for d, p in pools.items() if not len(p.classes)]
-    notes += [f"{d}: there are no features of its tiles: the order goes by the head's doubt alone" for d, p in pools.items() if len(p.classes) and not len(p.owner)]
+    notes = [f"{d}: there is no map of a trained head: the order goes by {'novelty alone' if p.placed else 'chance alone'}" for d, p in pools.items() if not len(p.classes)]
+    notes += [f"{d}: there are no features of its tiles: the order goes by the head's doubt alone" for d, p in pools.items() if len(p.classes) and not p.placed]
     for why, k in facts.loc[facts["why"] != "", "why"].value_counts().items(): notes.append(f"{k} of {len(facts)} ROIs are {why}: they come last")
     for d, p in pools.items():
         if k := int((~p.facts["mapped"].astype(bool) & (p.facts["why"] == "")).sum()) * bool(len(p.classes)): notes.append(f"{d}: {k} of {len(p.facts)} ROIs have no map: their worth is taken to be middling")
