@@ -12,7 +12,8 @@ import pandas as pd
 # %% ../nbs/91_reader_agreement.ipynb #bcee6ba6
 from .agreement import COLUMNS
 from .files import UserError, write_table
-from .images import UNLABELLED, write_mask
+from .images import UNLABELLED, read_image, write_mask
+from .inventory import read_rois
 from .label_files import safe_name
 from .labelling_queue import queue_table
 from .manifest import load_manifest
@@ -102,8 +103,6 @@ def model_maps(
     study,  # Manifest, as it is now
 ):
     "Dict ROI -> map that the run drew, of ROIs whose mask it did not learn from: they had none then, or belong to a test subject."
-    from bonehisto.images import read_image
-    from bonehisto.inventory import read_rois
     rois = read_rois(run)
     unseen = rois[(rois["mask"] == "") | (rois["split"] == "test")]["roi"]
     return {r: read_image(p).pixels[..., 0] for r in unseen if (p := Path(run) / f"masks/{r}.png").is_file()}

@@ -4,6 +4,7 @@ import pandas as pd
 import yaml
 from PIL import Image
 
+from bonehisto.agreement import COLUMNS as AGREED
 from bonehisto.association import associate, wide_places
 from bonehisto.files import write_json, write_table
 from bonehisto.group_models import mixed_models
@@ -12,6 +13,8 @@ from bonehisto.heads import HEADS
 from bonehisto.histomorphometry import derive_indices
 from bonehisto.images import write_mask
 from bonehisto.neighbourhood import LABELLED
+from bonehisto.reader_agreement import KEEP
+from bonehisto.reader_tables import READERS
 from bonehisto.scores import SCORES
 from bonehisto.statistics import summarise_groups
 from bonehisto.tmv import classify_subjects, read_cuts
@@ -89,9 +92,12 @@ def make_run(folder, size=320, per_group=4, steps=200, seed=0):
     grid = pd.DataFrame([(d, p, l, m, m - .02, m + .02, 3, .1, .05, .15, 200) for d in place for p, m in (("ours", .9), ("unet", .8)) for l in ("1", "2", "all")], columns=["domain", "peer", "labels", "mean", "low", "high", "seeds", "difference", "difference_low", "difference_high", "steps"])
     curves = pd.DataFrame([(d, o, n, m, m - .02, m + .02, 5, c, c / 15) for d in place for o, n, m, c in (("queue", 3, .7, 60), ("queue", 6, .85, 130), ("random", 3, .7, 60), ("random", 6, .75, 90), ("all", 48, .86, np.nan))], columns=["domain", "order", "rois", "mean", "low", "high", "seeds", "clicks", "minutes"])
     judged = pd.DataFrame([(d, 5, 5, .05, .01, .09, 3, .01, -.02, .04, .86, 6, np.nan, 48) for d in place], columns=["domain", "seeds", "wins", "difference", "low", "high", "wins_clicks", "difference_clicks", "low_clicks", "high_clicks", "all", "reached", "against_reached", "pool"])
+    readers = pd.DataFrame([(n, 12, 1, 0, 90., 6.5, 9., 80., 4.5, 3, 2, c) for n, c in (("Reader A", 2), ("Reader B", 1), ("all", 3))], columns=READERS)
+    reader_maps = pd.DataFrame([("Reader A", b, d, c, s, m, m - .03, m + .02, 4, 6) for b in ("Reader B", "model") for d in place for c, s, m in (("background", "dice", .98), ("osteoid", "dice", .84), ("all", "kappa", .9))], columns=["first", "second", *KEEP["agreement_maps"]])
+    reader_parameters = pd.DataFrame([{"first": "Reader A", "second": b, "domain": d, **dict.fromkeys(AGREED), "parameter": p, "n": 6, "ICC": .93} for b in ("Reader B", "model") for d in place for p in ("BV/TV (%)", "OS/BS (%)")])
     sheet = pd.DataFrame([(d, c, "own", s, "tissue mean", v, v - .03, v + .02, .95 - v, 0., .1, 4, f, .1) for d in place for c, s, v, f in (("plain", np.nan, .95, 0.), ("fold", .33, .93, 0.), ("fold", 1., .8, 1.), ("pixel size x 2", np.nan, .9, .25))], columns=["domain", "case", "head", "severity", "class", "dice", "low", "high", "loss", "loss_low", "loss_high", "rois", "flagged", "abstained"])
     for name, table in {**sides, "segmentation_intervals.csv": doubt, "segmentation_range.csv": pd.DataFrame({"domain": ["brightfield", "fluorescence"], "range_um": [4., 8.], "ratio": [.9, 1.1], "ROIs": 3, "chosen": True}),
-                        "segmentation_coverage.csv": pd.DataFrame({"parameter": ["BV/TV (%)"], "n": [3], "inside": [1.], "half width (%)": [5.]}), "label_efficiency_summary.csv": grid, "queue_benchmark_summary.csv": curves, "queue_benchmark_judged.csv": judged, "robustness_summary.csv": sheet, "rois.csv": rois, "tiles.parquet": tiles, "embeddings.parquet": embeddings, "pretrain_log.csv": log, "heads_log.csv": heads, "heads.csv": pd.DataFrame([[d, "background, bone", "micro 9e74370c", 400, 380, "blocks", .9, .92, .92, 1.1, 6, 300, 2, 32, 80.0] for d in names], columns=HEADS), "head_scores.csv": scores, "subject_parameters.csv": subjects, "subject_parameters_masks.csv": subjects, "truth_summary.csv": errors, "notes.csv": pd.DataFrame({"roi": [rois["roi"][0]], "field": ["image"], "note": ["greyscale, repeated to three channels"]}), "group_summary.csv": pd.DataFrame(summary),
+                        "segmentation_coverage.csv": pd.DataFrame({"parameter": ["BV/TV (%)"], "n": [3], "inside": [1.], "half width (%)": [5.]}), "label_efficiency_summary.csv": grid, "readers.csv": readers, "reader_maps.csv": reader_maps, "reader_parameters.csv": reader_parameters, "queue_benchmark_summary.csv": curves, "queue_benchmark_judged.csv": judged, "robustness_summary.csv": sheet, "rois.csv": rois, "tiles.parquet": tiles, "embeddings.parquet": embeddings, "pretrain_log.csv": log, "heads_log.csv": heads, "heads.csv": pd.DataFrame([[d, "background, bone", "micro 9e74370c", 400, 380, "blocks", .9, .92, .92, 1.1, 6, 300, 2, 32, 80.0] for d in names], columns=HEADS), "head_scores.csv": scores, "subject_parameters.csv": subjects, "subject_parameters_masks.csv": subjects, "truth_summary.csv": errors, "notes.csv": pd.DataFrame({"roi": [rois["roi"][0]], "field": ["image"], "note": ["greyscale, repeated to three channels"]}), "group_summary.csv": pd.DataFrame(summary),
                         "truth_comparison.csv": pd.DataFrame(truth), "label_stretches.csv": pd.DataFrame(stretches), "roi_segmentation.csv": pd.DataFrame(segmented),
                         "separation.csv": pd.DataFrame({"weights": ["pretrained", "random"], "feature": "cls", "domain_silhouette": [.62, .31], "knn_purity": [1.0, .97], "chance": .5, "tiles": 120}),
                         "router_scores.csv": pd.DataFrame([{"domain": d, "score": s, "mean": m, "low": np.nan, "high": np.nan, "subjects": 6, "tiles": 300} for d in ("all", *place) for s, m in (("right", .997), ("abstained", .003), ("wrong", 0.0))]),

@@ -152,7 +152,8 @@ def test_the_wand_fills_the_piece_under_the_cursor_to_the_pixel_and_no_other(pag
         click(page, 56, 64)
         found, events = agreed(page, annotator)
         assert (found == squares(320, 480)[0]).all() and events[-1]["tool"] == "wand"
-        for _ in range(3): page.keyboard.press("+")
+        page.mouse.move(*on_screen(page, 150, 65))
+        for _ in range(8): page.mouse.wheel(0, -200); page.wait_for_timeout(60)
         page.wait_for_function(f"!{A}.view.viewer.isAnimating?.() && {A}.view.frame().factor > 4")
         page.wait_for_function(f"(f => new Promise(done => setTimeout(() => done({A}.view.frame().factor === f), 60)))({A}.view.frame().factor)")
         page.keyboard.press("2"); click(page, 140, 70)
