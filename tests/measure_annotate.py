@@ -97,7 +97,7 @@ def in_lab(call, folder):
 
     def run(page):
         page.locator(".jp-Notebook .jp-Cell").first.wait_for(timeout=90_000)
-        page.locator("[data-status=idle]").first.wait_for(timeout=90_000)  # the kernel is there
+        page.get_by_text("| Idle").first.wait_for(timeout=90_000)  # a cell run before the kernel is there is not run at all
         page.locator(".jp-Notebook .jp-Cell .jp-InputArea-editor").first.click()
         page.keyboard.press("Shift+Enter")
     try:
