@@ -42,7 +42,7 @@ class Page:
     def of(self, type): return [m for m in self.heard if m["type"] == type]
 
     def wait(self):
-        for worker in (self.annotator.worker, self.annotator.meter): worker.submit(lambda: None).result(10)
+        for worker in (self.annotator.worker, self.annotator.aside, self.annotator.meter): worker.submit(lambda: None).result(10)
 
 
 @pytest.fixture
