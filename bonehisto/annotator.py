@@ -143,8 +143,11 @@ class Annotator(anywidget.AnyWidget):
         marks = self.work.record.marks
         self.tell("roi", [packed_map(self.work.record.map), *([self.picture] if self.picture and picture else [])], roi=self.roi(), to=message.get("client"),
                   points=[m for m in marks if m["type"] == "point"], lines=[m for m in marks if m["type"] == "line"])
+
+    def answer_seen(self, message):
+        "The picture is there: what takes long may begin."
         self.measure()
-        if picture and self.work.tokens: self.later("tokens", self.answer_tokens, worker=self.aside)  # a page may come long after the ROI was opened
+        if self.work.tokens: self.later("tokens", self.answer_tokens, worker=self.aside)
 
     def answer_edit(self, message, buffers):
         if not self.in_turn(message): return

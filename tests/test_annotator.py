@@ -118,7 +118,7 @@ def test_undo_of_an_earlier_sitting_sends_the_map_without_the_picture(tmp_path, 
 
 def test_every_question_is_acknowledged_at_once_to_its_page(tmp_path, annotator):
     page = Page(annotator); annotator.show(work(tmp_path, similar=lambda points: []))
-    for kind, more in (("hello", {}), ("head", {}), ("suggest", {"marks": []}), ("whole", {}), ("similar", {"cls": "osteoclast"}), ("done", {}), ("next", {})):
+    for kind, more in (("hello", {}), ("seen", {}), ("head", {}), ("suggest", {"marks": []}), ("whole", {}), ("similar", {"cls": "osteoclast"}), ("done", {}), ("next", {})):
         n = page.send(kind, **more)
         assert {"client": "a", "n": n, "to": "a"}.items() <= page.of("heard")[-1].items()
     assert not page.of("failed")
@@ -152,7 +152,7 @@ def test_a_long_computation_of_tokens_does_not_hold_up_the_read_out(tmp_path, an
     go = threading.Event()
     def tokens(): go.wait(20); return np.zeros((2, 2, 3), np.int8), 40
     page = Page(annotator); annotator.show(work(tmp_path, tokens=tokens))
-    page.paint(square(10, 10))
+    page.send("seen"); page.paint(square(10, 10))
     annotator.meter.submit(lambda: None).result(10)
     assert page.of("readout") and not page.of("tokens")
     go.set(); page.wait()

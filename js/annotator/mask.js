@@ -80,10 +80,13 @@ export class Region {
 
 export class LabelMask {
   constructor(width, height, data) {
-    this.width = width; this.height = height
-    this.data = data ?? new Uint8Array(width * height)
+    this.width = width; this.height = height; this.data = data
     this.counts = new Float64Array(256)
-    for (let i = 0; i < this.data.length; i++) this.counts[this.data[i]]++
+    for (let i = 0, end = 0; i < data.length; i = end) {  // by runs: far quicker than one by one
+      const value = data[i]
+      while (end < data.length && data[end] === value) end++
+      this.counts[value] += end - i
+    }
   }
 
   at(x, y) { return this.data[y * this.width + x] }
@@ -126,6 +129,24 @@ export class LabelMask {
     }
     settle()
     return [...before].map(([old, b]) => ({ x, y, width, height, value: old, bits: b }))
+  }
+
+  // Every pixel of a rectangle takes a value.
+  wipe({ x, y, width, height }, value) {
+    const { data, width: w, counts } = this
+    for (let row = y; row < y + height; row++) for (let i = row * w + x, end = i + width; i < end; i++) { counts[data[i]]--; data[i] = value }
+    counts[value] += width * height
+  }
+
+  // All pixels of one value in a rectangle, as a region.
+  all(value, { x, y, width, height }, region) {
+    const { data, width: w } = this, { marks } = region
+    for (let row = y; row < y + height; row++) {
+      const i = row * w + x, end = i + width
+      let first = -1, last = -1
+      for (let j = i; j < end; j++) if (data[j] === value) { marks[j] = 1; last = j; if (first < 0) first = j }
+      if (first >= 0) region.grow(x + first - i, row, x + last - i + 1, row + 1)
+    }
   }
 
   // The piece of one value that holds a pixel (4-connected), as a region.

@@ -66,6 +66,7 @@ export class Session {
     this.classes = message.roi.classes
     this.mask = new LabelMask(width, height, data)
     this.proposal = new LabelMask(width, height, new Uint8Array(width * height).fill(NOTHING))
+    this.reach = null  // rectangle without which nothing is proposed
     this.region = new Region(width, height)
     this.done = []; this.undone = []  // what the browser can take back; older steps are Python's
     this.points = message.points ?? []; this.lines = message.lines ?? []
@@ -167,16 +168,17 @@ export class Session {
     if (message.asked && message.asked < (this.asked ?? 0)) return  // a later click was made since
     if (message.fresh !== false) this.withdraw()
     for (const p of patches) this.proposal.apply(p)
-    if (patches.length) this.tell('proposal', boxOf(patches))
+    if (patches.length) { this.reach = boxOf(this.reach ? [this.reach, ...patches] : patches); this.tell('proposal', boxOf(patches)) }
     this.proposed = { model: message.model, weights: message.weights, confidence: message.confidence, tool: message.tool ?? 'suggest' }
     this.tell('proposed', message)
   }
 
   withdraw() {
-    if (!this.proposal) return
-    this.proposal.data.fill(NOTHING); this.proposal.counts.fill(0); this.proposal.counts[NOTHING] = this.proposal.data.length
-    this.proposed = null
-    this.tell('proposal', { x: 0, y: 0, width: this.mask.width, height: this.mask.height })
+    const { reach } = this
+    this.proposed = this.reach = null
+    if (!reach) return
+    this.proposal.wipe(reach, NOTHING)
+    this.tell('proposal', reach)
   }
 
   get proposes() { return this.proposal && this.proposal.counts[NOTHING] < this.proposal.data.length }
@@ -194,13 +196,12 @@ export class Session {
       if (this.proposal.at(...at) === NOTHING) { this.tell('say', 'There is no proposal here.'); return }
       values.add(this.proposal.piece(...at, region))
     } else for (let v = 0; v < 256; v++) if (v !== NOTHING && this.proposal.counts[v]) values.add(v)
-    const all = new Region(this.mask.width, this.mask.height), patches = [], gone = []
+    const patches = [], gone = []
     for (const v of values) {
-      if (!at) { all.clear(); all.grow(0, 0, all.width, all.height); for (let i = 0; i < all.marks.length; i++) all.marks[i] = this.proposal.data[i] === v ? 1 : 0 }
-      const taken = at ? region : all
-      const whole = this.proposal.patch(taken, NOTHING)
+      if (!at) { region.clear(); this.proposal.all(v, this.reach, region) }
+      const whole = this.proposal.patch(region, NOTHING)
       if (whole) gone.push(whole)
-      if (verdict === 'accept') { const p = this.mask.patch(taken, v, this.locked); if (p) patches.push(p) }
+      if (verdict === 'accept') { const p = this.mask.patch(region, v, this.locked); if (p) patches.push(p) }
     }
     region.clear()
     const returned = gone.flatMap(p => this.proposal.apply(p))
@@ -218,6 +219,9 @@ export class Session {
   head() { this.asked = this.link.send({ type: 'head' }) }
   similar(cls) { this.link.send({ type: 'similar', cls }) }
   ask(what) { this.link.send({ type: what }) }
+
+  // The picture is in sight: what Python computes for it in the background no longer holds it up.
+  seen() { if (this.sight !== this.roi.opening) { this.sight = this.roi.opening; this.ask('seen') } }
 
   leave(what) {  // done or next: never over steps that are not saved
     if (this.link.ill && this.link.unsaved) this.link.trouble(); else this.ask(what)

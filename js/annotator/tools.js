@@ -1,6 +1,6 @@
 // What the pointer does with each tool.
 import { UNLABELLED } from './mask.js'
-import { grow, WINDOW } from './wand.js'
+import { grow, spans, WINDOW } from './wand.js'
 
 export class Pointer {
   constructor(session, view) {
@@ -98,8 +98,8 @@ export class Pointer {
     if (!view.inside(at)) return
     const { pixels, left, top, density } = view.window(e, WINDOW), inside = grow(pixels, session.tolerance), { ox, oy, factor } = view.frame()
     const shown = (v, origin, from) => Math.floor((origin + (v + 0.5) * factor) * density) - from  // where an image pixel's centre is in the window
-    const ends = (origin, from, size) => [from, from + WINDOW].map(v => Math.max(0, Math.min(size, Math.ceil((v / density - origin) / factor - 0.5))))
-    const [x0, x1] = ends(ox, left, mask.width), [y0, y1] = ends(oy, top, mask.height)
+    const ends = (origin, from, span, size) => span.map(v => Math.max(0, Math.min(size, Math.ceil(((from + v) / density - origin) / factor - 0.5)))), [across, down] = spans(inside)
+    const [x0, x1] = ends(ox, left, across, mask.width), [y0, y1] = ends(oy, top, down, mask.height)
     region.clear()
     const columns = Int32Array.from({ length: Math.max(0, x1 - x0) }, (_, k) => shown(x0 + k, ox, left))
     for (let y = y0; y < y1; y++) {

@@ -18,11 +18,19 @@ class Layer {
     this.mask = mask
   }
 
-  paint({ x, y, width, height }, value = i => this.mask.data[i]) {
-    if (this.rimmed) [x, y, width, height] = this.wider(x, y, width, height)
-    const image = this.context.createImageData(width, height), out = new Uint32Array(image.data.buffer), { full, gap } = this, w = this.mask.width
-    for (let dy = 0, k = 0; dy < height; dy++) for (let dx = 0, i = (y + dy) * w + x; dx < width; dx++, i++, k++)
-      out[k] = this.rimmed && this.rim(i, x + dx, y + dy) ? 0xFFFFFFFF : ((x + dx + y + dy) % 8 > 4 ? gap : full)[value(i)]
+  // `ink(row, i)` may change the values of a row (a copy, its first pixel the map's i-th) before they are painted.
+  paint({ x, y, width, height }, ink) {
+    const { rimmed, full, gap, mask: { data, width: w } } = this
+    if (rimmed) [x, y, width, height] = this.wider(x, y, width, height)
+    const image = this.context.createImageData(width, height), out = new Uint32Array(image.data.buffer)
+    for (let dy = 0, k = 0; dy < height; dy++) {
+      const i = (y + dy) * w + x, values = data.subarray(i, i + width), row = ink ? ink(values.slice(), i) : values
+      for (let dx = 0, at = x + y + dy; dx < width; dx++, k++, at++) {
+        const v = row[dx]
+        if (rimmed && v === NOTHING) continue
+        out[k] = rimmed && this.rim(i + dx, x + dx, y + dy) ? 0xFFFFFFFF : ((at & 7) > 4 ? gap : full)[v]
+      }
+    }
     this.context.putImageData(image, x, y)
   }
 
@@ -33,7 +41,7 @@ class Layer {
 
   rim(i, x, y) {
     const { data, width: w, height: h } = this.mask, v = data[i]
-    return v !== NOTHING && (x > 0 && data[i - 1] !== v || x + 1 < w && data[i + 1] !== v || y > 0 && data[i - w] !== v || y + 1 < h && data[i + w] !== v)
+    return x > 0 && data[i - 1] !== v || x + 1 < w && data[i + 1] !== v || y > 0 && data[i - w] !== v || y + 1 < h && data[i + w] !== v
   }
 }
 
@@ -57,6 +65,7 @@ export class View {
     this.moved = false  // by the user: until then the whole picture is shown, whatever the place becomes
     for (const event of ['canvas-drag', 'canvas-scroll', 'canvas-pinch']) this.viewer.addHandler(event, () => { this.moved = true })
     this.viewer.addHandler('open', () => { this.fit(); if (this.wanted) this.goTo(this.wanted) })
+    this.viewer.addHandler('tile-drawn', () => { if (session.ready) session.seen() })
     for (const event of ['update-viewport', 'open', 'resize']) this.viewer.addHandler(event, () => this.draw())
     this.watch = new ResizeObserver(() => requestAnimationFrame(() => this.resized())); this.watch.observe(place)
     this.draft = null
@@ -87,7 +96,7 @@ export class View {
       downloadTileAbort: () => {},
     }
     const shown = `${session.roi.subject}/${session.roi.name}`
-    if (shown === this.shown) { this.drawMarks(); return }  // the same picture: stay where it was
+    if (shown === this.shown) { this.drawMarks(); session.seen(); return }  // the same picture: stay where it was
     this.shown = shown; this.wanted = null
     this.viewer.open(source)
   }
@@ -118,8 +127,8 @@ export class View {
   // The stroke under way, seen at once: what is marked takes its colour before it is an edit.
   ink(box, value, region, locked) {
     if (!this.classes) return
-    const { data } = this.session.mask
-    this.classes.paint(box, i => region.marks[i] && !locked.has(data[i]) ? value : data[i])
+    const { marks } = region
+    this.classes.paint(box, (row, from) => { for (let k = 0; k < row.length; k++) if (marks[from + k] && !locked.has(row[k])) row[k] = value; return row })
     this.draw(box)
   }
 

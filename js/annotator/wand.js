@@ -42,6 +42,18 @@ export function grow(pixels, tolerance) {
   return inside
 }
 
+// Columns and rows, [first, last + 1], that a piece of the window takes up.
+export function spans(inside) {
+  let left = WINDOW, right = 0, top = WINDOW, bottom = 0
+  for (let y = 0, i = 0; y < WINDOW; y++) for (let x = 0; x < WINDOW; x++, i++) if (inside[i]) {
+    if (x < left) left = x
+    if (x >= right) right = x + 1
+    if (y < top) top = y
+    bottom = y + 1
+  }
+  return [[left, right], [top, bottom]]
+}
+
 // One channel, twice a box of 5x5 by running sums; beyond the rim the rim goes on.
 function blur(data, channel, w, h) {
   let from = new Float32Array(w * h)
