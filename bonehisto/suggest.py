@@ -72,9 +72,10 @@ def two_best(
 # %% ../nbs/90_suggest.ipynb #ad48db20
 @dataclass
 class Fit:
-    "What was learnt: class `ids`; `grid` (k, rows, columns), what tokens say; `tables` (k, 3, 256), what colours add."
+    "What was learnt: class `ids`; `weights` (dim, k) of a token and `base` (k,), what is always added; `tables` (k, 3, 256), what colours add."
     ids: list
-    grid: np.ndarray
+    weights: np.ndarray
+    base: np.ndarray
     tables: np.ndarray
 
 class Suggester:
@@ -150,17 +151,17 @@ class Suggester:
         ids = sorted({0, *cls.tolist()})
         if len(ids) < 2: return None
         found, dim = ridge(x, cls[:, None] == ids, weight), tokens.values.shape[2]
-        grid = np.stack([row.astype(np.float32) @ found[:dim] for row in tokens.values]) + found[-1]
-        return Fit(ids, np.ascontiguousarray(grid.transpose(2, 0, 1)), found[dim:-1].T[..., None] * tables)
+        return Fit(ids, found[:dim], found[-1], found[dim:-1].T[..., None] * tables)
 
     # What follows
 
     def scores(self, fit, top, bottom, left, right):
         "What a `Fit` gives for each class (k, h, w) in a box, px."
         tokens, smooth, _ = self.prepare()
-        (rows, down), (columns, along) = between(top, bottom, tokens.cell, fit.grid.shape[1]), between(left, right, tokens.cell, fit.grid.shape[2])
+        (rows, down), (columns, along) = between(top, bottom, tokens.cell, tokens.values.shape[0]), between(left, right, tokens.cell, tokens.values.shape[1])
         after = lambda i, n: np.minimum(i + 1, n - 1)
-        strip = fit.grid[:, rows[0]:rows[-1] + 2]; rows = rows - rows[0]
+        near = tokens.values[rows[0]:rows[-1] + 2, columns[0]:columns[-1] + 2].astype(np.float32)
+        strip = np.ascontiguousarray((near @ fit.weights + fit.base).transpose(2, 0, 1)); rows, columns = rows - rows[0], columns - columns[0]
         strip = strip[:, :, columns] * (1 - along) + strip[:, :, after(columns, strip.shape[2])] * along
         out = strip[:, rows] * (1 - down)[:, None] + strip[:, after(rows, strip.shape[1])] * down[:, None]
         for c in range(3):
