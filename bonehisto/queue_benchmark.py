@@ -70,7 +70,8 @@ def study_router(
 
 @dataclass
 class HeadTrial:
-    "Called with `(domain, labelled, look, rank, seed)`: what a head that learnt from the ROIs `labelled` scores (`dice`, class -> value), the clicks its maps of the ROIs `look` leave to do, and, where `rank`, the queue's `order` of what is not labelled. A dict, JSON-ready."
+    """Called with `(domain, labelled, look, rank, seed)`: what heads that learnt from the ROIs `labelled` score in the mean (`dice`, class -> value),
+    the clicks that the maps of the first leave to do on the ROIs `look`, and, where `rank`, its queue's `order` of what is not labelled. A dict, JSON-ready."""
     run: Path      # run folder: tables/tiles.parquet, features/cls.npy
     manifest: object
     rois: pd.DataFrame   # ROI table
@@ -80,28 +81,32 @@ class HeadTrial:
     encoder: object      # Encoder
     router: Router
     val_tiles: int = 16
+    trainings: int = 1   # heads, each of its own seed
     training: dict = field(default_factory=dict)  # of `train_head`
     clicks: dict = field(default_factory=dict)    # of `count_clicks`
     ranking: dict = field(default_factory=dict)   # of `rank_run`
 
     def told(self):
         "What its results hang on, JSON-ready."
-        return {"encoder": encoder_digest(self.encoder), "val_tiles": self.val_tiles, "training": self.training, "clicks": self.clicks, "ranking": self.ranking}
+        return {"encoder": encoder_digest(self.encoder), "val_tiles": self.val_tiles, "trainings": self.trainings, "training": self.training, "clicks": self.clicks, "ranking": self.ranking}
 
     def __call__(self, domain, labelled, look, rank, seed):
         classes, rois = self.manifest.class_table(domain), self.rois[self.rois["modality"] == domain]
         own = self.table.assign(split=np.where((self.table["split"] == "train") & ~self.table["roi"].isin(labelled), "unused", self.table["split"]))
         data = gather_labels(self.tiles, self.masks[domain], own, domain, classes, self.val_tiles, rois["pixel_size_um"].median())
-        head, log = train_head(self.encoder, data, seed=seed, **self.training)
         test, names = rois[rois["split"] == "test"], [c.name for c in classes]
         with TemporaryDirectory() as folder:
-            folder = Path(folder)
-            segmented, routed = segment_many(pd.concat([test, rois[rois["roi"].isin(look)]]), Model(self.encoder, self.router, {domain: head}), folder / "masks")
-            bad = segmented.loc[segmented["quality"].str.contains("|".join(UNREADABLE)), "roi"]
-            scores = score_maps(test[~test["roi"].isin(bad)], folder / "masks", self.manifest, (domain,)); scores = scores[scores["score"] == "dice"]
+            folder, found, dice = Path(folder), {}, []
+            for k in range(self.trainings):
+                head, log = train_head(self.encoder, data, seed=1000 * k + seed, **self.training)
+                maps, asked = folder / ("masks" if k == 0 else "further"), test if k else pd.concat([test, rois[rois["roi"].isin(look)]])
+                told = segment_many(asked, Model(self.encoder, self.router, {domain: head}), maps)
+                bad = told[0].loc[told[0]["quality"].str.contains("|".join(UNREADABLE)), "roi"]
+                scores = score_maps(test[~test["roi"].isin(bad)], maps, self.manifest, (domain,)); scores = scores[scores["score"] == "dice"]
+                dice.append(scores.set_index("class")["mean"])
+                if k == 0: found, (segmented, routed) = {"steps": head.facts["steps"], "val_dice": float(log["val_dice"].max())}, told
             drawn = lambda r: read_mask(p, classes) if (p := folder / f"masks/{r}.png").exists() else None
-            found = {"dice": dict(zip(scores["class"], scores["mean"])), "steps": head.facts["steps"], "val_dice": float(log["val_dice"].max()),
-                     "clicks": {r: count_clicks(self.masks[domain][r], drawn(r), **self.clicks) for r in look}}
+            found |= {"dice": pd.concat(dice, axis=1).mean(axis=1).to_dict(), "clicks": {r: count_clicks(self.masks[domain][r], drawn(r), **self.clicks) for r in look}}
             if rank:
                 write_table(folder / "tables/roi_segmentation.csv", segmented); write_table(folder / "tables/segment_tiles.parquet", routed)
                 for part in ("tables/tiles.parquet", "features/cls.npy"): (folder / part).parent.mkdir(exist_ok=True); shutil.copy(self.run / part, folder / part)

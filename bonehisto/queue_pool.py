@@ -30,7 +30,7 @@ def deal_kinds(
 def plan_pool(
     rois=48,         # of the pool, per domain
     seed=0,
-    val=3, test=9,   # subjects
+    val=3, test=24,  # subjects
     per_subject=4,   # ROIs of a pool's subject and domain
     pixel_size_um=.5,
 ):

@@ -2,6 +2,7 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -161,7 +162,7 @@ def study(tmp_path_factory):
 def test_a_head_is_trained_scored_and_asked_for_the_order(study, tmp_path):
     manifest, rois, table, tiles, masks = study; encoder = create_encoder("micro").eval(); features = embed_tiles(encoder, tiles)
     write_table(tmp_path / "tables/tiles.parquet", table); (tmp_path / "features").mkdir(); np.save(tmp_path / "features/cls.npy", features["cls"])
-    trial = HeadTrial(tmp_path, manifest, rois, table, tiles, {"brightfield": masks}, encoder, study_router(tiles, table, features), 2, {"steps": 2, "looks": 1, "batch": 2, "tune": 0})
+    trial = HeadTrial(tmp_path, manifest, rois, table, tiles, {"brightfield": masks}, encoder, study_router(tiles, table, features), 2, 1, {"steps": 2, "looks": 1, "batch": 2, "tune": 0})
     pool = pool_table(rois, masks); assert len(pool) == 5 and (pool.loc[[h == {0} for h in pool["holds"]], "by_hand"] == 1).all()
     start = draw_start(pool, 2, 3); rest = [r for r in pool["roi"] if r not in start]
     found = trial("brightfield", start, rest, True, 0)
@@ -169,6 +170,8 @@ def test_a_head_is_trained_scored_and_asked_for_the_order(study, tmp_path):
     assert min(found["clicks"].values()) >= 1 and json.loads(json.dumps(found)).keys() == found.keys() and json.dumps(trial.told())
     assert trial("brightfield", start, [], False, 0)["dice"] == found["dice"]  # what is looked at changes nothing
     assert "order" not in trial("brightfield", start, rest[:1], False, 0)
+    two, second = replace(trial, trainings=2)("brightfield", start, rest, True, 0), trial("brightfield", start, [], False, 1000)
+    assert two["dice"] == pytest.approx({c: (v + second["dice"][c]) / 2 for c, v in found["dice"].items()}) and {k: two[k] for k in ("order", "clicks")} == {k: found[k] for k in ("order", "clicks")}
     with pytest.raises(UserError, match="occurs in no mask of a training subject"): trial("brightfield", [r for r in pool["roi"] if pool.set_index("roi").loc[r, "holds"] == {0}], [], False, 0)
 
 
