@@ -14,7 +14,7 @@ import numpy as np
 import traitlets
 
 # %% ../nbs/91_annotator.ipynb #871e3705
-from .entries import CELLS, SURFACES
+from .entries import CELLS, MARK_COLOURS, SURFACES
 from .files import UserError
 from .histomorphometry import measure_roi
 from .images import UNLABELLED
@@ -33,8 +33,8 @@ class Work:
     pixel_size_um: float = None
     interval_days: float = None
     proposal: object = None  # () -> (map uint8 (H, W), facts): where the work begins, e.g. the head's map
-    suggest: object = None   # (marks, map) -> (patches, facts): marks are dicts x, y, cls
-    whole: object = None     # (map) -> (patches, facts): the same for the whole ROI
+    suggest: object = None   # (marks, map, earlier marks) -> (patches, facts): marks are dicts x, y, cls
+    whole: object = None     # (map, earlier marks) -> (patches, facts): the same for the whole ROI
     similar: object = None   # (points of one class) -> list of dicts x, y, cls
     tokens: object = None    # () -> (int8 (rows, columns, dim), cell in px): for the preview
     measured: bool = True    # whether the classes are those that lengths are defined for
@@ -82,7 +82,7 @@ class Annotator(anywidget.AnyWidget):
     def __init__(self, on_done=None, on_next=None, **kwargs):
         super().__init__(**kwargs)
         self.on_done, self.on_next, self.work = on_done, on_next, None
-        self.incoming, self.openings, self.newest = Incoming(), count(1), {}
+        self.incoming, self.openings, self.newest, self.waiting = Incoming(), count(1), {}, []  # what comes in pieces; numbers of openings; the newest question of each kind; clicks not yet answered
         self.worker, self.meter, self.aside = (ThreadPoolExecutor(1) for _ in range(3))  # proposals; read-outs, which nothing holds up; what takes long and nobody waits for
         self.on_msg(lambda _, message, buffers: self.hear(message, buffers))
 
@@ -96,7 +96,7 @@ class Annotator(anywidget.AnyWidget):
 
     def show(self, work):
         "Open a ROI in every view."
-        self.work, self.opening, self.steps, self.gain = work, next(self.openings), {}, display_gain(work.pixels) if work.domain == "fluorescence" else 1.0
+        self.work, self.opening, self.steps, self.waiting, self.gain = work, next(self.openings), {}, [], display_gain(work.pixels) if work.domain == "fluorescence" else 1.0
         self.pyramid = Pyramid(work.pixels) if max(work.pixels.shape[:2]) > WHOLE_PX else None
         self.picture = None if self.pyramid else jpeg(work.pixels)
         self.answer_hello({})
@@ -105,7 +105,7 @@ class Annotator(anywidget.AnyWidget):
         "What the browser must know of the ROI, a dict."
         w = self.work
         return {"name": w.roi, "subject": w.subject, "domain": w.domain, "height": w.pixels.shape[0], "width": w.pixels.shape[1], "tile": self.pyramid.tile_px if self.pyramid else 0, "format": "image/jpeg",
-                "classes": [*({"id": c.id, "name": c.name, "colour": c.colour} for c in w.record.classes), {"id": UNLABELLED, "name": "not labelled", "colour": "#9a9a9a"}], "gain": self.gain, "pixel_size_um": w.pixel_size_um, "cells": list(CELLS), "surfaces": list(SURFACES), "opening": self.opening,
+                "classes": [*({"id": c.id, "name": c.name, "colour": c.colour} for c in w.record.classes), {"id": UNLABELLED, "name": "not labelled", "colour": "#9a9a9a"}], "gain": self.gain, "pixel_size_um": w.pixel_size_um, "cells": list(CELLS), "surfaces": list(SURFACES), "colours": MARK_COLOURS, "opening": self.opening,
                 "readonly": bool(w.record.why), "why": w.record.why, "earlier": w.record.can("undo"), "later": w.record.can("redo"), "offers": [k for k in ("proposal", "suggest", "whole", "similar", "tokens") if getattr(w, k)]}
 
     # Browser to Python
@@ -210,11 +210,17 @@ class Annotator(anywidget.AnyWidget):
 
     def answer_suggest(self, message):
         if not self.work.suggest: self.say("This ROI comes without suggestions: it is labelled by hand."); return
-        self.later("proposal", lambda m: self.propose(m, *self.work.suggest(m["marks"], self.work.record.map)), message)
+        self.waiting.append(message["marks"])
+        self.later("proposal", lambda m: self.propose(m, *self.work.suggest(m["marks"], self.work.record.map, self.overtaken(m["marks"]))), message)
+
+    def overtaken(self, marks=None):
+        "Marks of clicks whose own suggestion was never computed, because a newer question came."
+        waiting, self.waiting = self.waiting, []
+        return [m for one in waiting if one is not marks for m in one]
 
     def answer_whole(self, message):
         if not self.work.whole: self.say("This ROI comes without suggestions: it is labelled by hand."); return
-        self.later("proposal", lambda m: self.propose(m, *self.work.whole(self.work.record.map)), message)
+        self.later("proposal", lambda m: self.propose(m, *self.work.whole(self.work.record.map, self.overtaken())), message)
 
     def answer_similar(self, message):
         points = [m for m in self.work.record.marks if m["type"] == "point" and m["cls"] == message["cls"]]

@@ -182,8 +182,9 @@ class Suggester:
         found = {"tool": "suggest", "source": "model", "model": "ridge regression on tokens", "weights": self.weights, "confidence": round(sure / pixels, 4) if pixels else None}
         return found if pixels else found | {"text": text}
 
-    def suggest(self, marks, label_map):
-        "`(patches, facts)` of the marks' classes around the marks."
+    def suggest(self, marks, label_map, earlier=()):
+        "`(patches, facts)` of the marks' classes around the marks; `earlier` ones count as well."
+        if earlier: self.remember(earlier, label_map)
         inside = self.remember(marks, label_map)
         fit, wanted = self.fit(label_map), {m[2] for m in inside}
         if fit is None: return [], self.facts(0, 0, "Click on a tissue too: nothing but background is known here.")
@@ -197,8 +198,9 @@ class Suggester:
         patches = [p for v in sorted(wanted) if (p := patch_from(changed & (after == v), v, box[2], box[0]))]
         return patches, self.facts(int(changed.sum()), sure, "Nothing more near here is alike enough: click again, or on another tissue.")
 
-    def whole(self, label_map):
-        "`(patches, facts)` of every class on all that is not drawn."
+    def whole(self, label_map, earlier=()):
+        "`(patches, facts)` of every class on all that is not drawn; `earlier` marks count."
+        if earlier: self.remember(earlier, label_map)
         fit = self.fit(label_map)
         if fit is None: return [], self.facts(0, 0, "Click on the tissues or draw some first: nothing but background is known here.")
         height, width = label_map.shape

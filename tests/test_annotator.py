@@ -159,17 +159,32 @@ def test_a_long_computation_of_tokens_does_not_hold_up_the_read_out(tmp_path, an
     assert page.of("tokens")[0]["rows"] == 2
 
 
-def test_of_several_suggestions_asked_only_the_newest_is_computed(tmp_path, annotator):
+def test_of_several_suggestions_asked_only_the_newest_is_computed_and_no_click_is_lost(tmp_path, annotator):
     go, done = threading.Event(), []
-    def suggest(marks, label_map): go.wait(20); done.append(marks); return [], {}
+    def suggest(marks, label_map, earlier): go.wait(20); done.append((marks, earlier)); return [], {}
     page = Page(annotator); annotator.show(work(tmp_path, suggest=suggest))
     numbers = [page.send("suggest", marks=[k]) for k in range(4)]
     go.set(); page.wait()
-    assert done in ([[3]], [[0], [3]]) and page.of("proposal")[-1]["asked"] == numbers[-1]
+    assert done in ([([3], [0, 1, 2])], [([0], []), ([3], [1, 2])]) and page.of("proposal")[-1]["asked"] == numbers[-1]
+
+
+def test_the_whole_roi_takes_clicks_that_were_not_answered_and_another_roi_does_not(tmp_path, annotator):
+    go, done = threading.Event(), []
+    def suggest(marks, label_map, earlier): go.wait(20); return [], {}
+    def whole(label_map, earlier): done.append(earlier); return [], {}
+    page = Page(annotator); annotator.show(work(tmp_path, suggest=suggest, whole=whole))
+    busy = annotator.worker.submit(go.wait, 20)
+    for k in range(2): page.send("suggest", marks=[k])
+    page.send("whole"); go.set(); busy.result(20); page.wait()
+    assert done == [[0, 1]]
+    go.clear(); annotator.worker.submit(go.wait, 20)
+    page.send("suggest", marks=[2]); annotator.work.record.close()
+    annotator.show(work(tmp_path, "S02", suggest=suggest, whole=whole)); page.send("whole"); go.set(); page.wait()
+    assert done == [[0, 1], []]
 
 
 def test_a_suggestion_that_fails_says_why(tmp_path, annotator):
-    def suggest(marks, label_map): raise ValueError("no tokens")
+    def suggest(marks, label_map, earlier): raise ValueError("no tokens")
     page = Page(annotator); annotator.show(work(tmp_path, suggest=suggest))
     page.send("suggest", marks=[]); page.wait()
     assert "no tokens" in page.of("say")[-1]["text"]

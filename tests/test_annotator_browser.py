@@ -202,6 +202,9 @@ def test_points_and_lines_are_recorded_and_a_point_clicked_again_is_removed(page
         assert len(points) == 2 and [points[0]["x"], points[0]["y"]] == pytest.approx(at) and points[0]["cls"] == "osteoclast"
         assert np.allclose(kinds["line"]["points"], path) and page.locator("#a .bh-marks circle").count() == 2
         page.locator("#a .bh-readout", has_text="N.Oc").wait_for()
+        legend = page.locator("#a .bh-mark")
+        assert [t.split() for t in legend.all_inner_texts()] == [["osteoclast", "2"], ["eroded", "surface", "1"]]
+        assert legend.first.locator(".bh-swatch").evaluate("e => getComputedStyle(e).backgroundColor") == page.locator("#a .bh-marks circle").first.evaluate("e => getComputedStyle(e).fill")
         page.keyboard.press("o"); click(page, 60, 70); saved(page)
         assert len([m for m in annotator.work.record.marks if m["type"] == "point"]) == 1
         page.keyboard.press("z"); page.keyboard.press("z"); saved(page)
@@ -275,7 +278,7 @@ def test_not_labelled_is_painted_and_counted_like_a_class(page, tmp_path):
 @contextmanager
 def proposing(page, tmp_path, **more):
     facts = {"model": "stand-in", "weights": "ab" * 32, "confidence": 0.75}
-    def suggest(marks, label_map):
+    def suggest(marks, label_map, earlier):
         asked.append(marks)
         found = np.where(squares()[0] | squares()[1], marks[0]["cls"], label_map).astype(np.uint8)
         return patches_between(label_map, found), facts

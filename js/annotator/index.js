@@ -27,7 +27,7 @@ function render({ model, el }) {
     const open = anew => { pointer.drop(); view.open(); panel.open(anew); panel.history() }
     const told = {
       roi: open, mask: box => { view.renew('classes', box); panel.areas() }, proposal: box => view.renew('proposal', box), chosen: () => panel.chosen(),
-      marks: () => view.drawMarks(), look: () => view.draw(), history: () => panel.history(), readout: () => panel.lengths(),
+      marks: () => { view.drawMarks(); panel.legend() }, look: () => view.draw(), history: () => panel.history(), readout: () => panel.lengths(),
       say: (text, level) => panel.say(text, level), trouble: (n, why) => panel.trouble(n, why), well: () => panel.well(), proposed: m => panel.proposed(m),
       go: box => view.goTo(box),
     }

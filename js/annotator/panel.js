@@ -24,7 +24,7 @@ export class Panel {
     const button = (text, title, act, facts = {}) => el('button', { type: 'button', textContent: text, title, onclick: () => { act(); root.focus({ preventScroll: true }) }, ...facts })
     const group = (...parts) => el('div', { className: 'bh-group' }, parts), row = (...parts) => el('div', { className: 'bh-row' }, parts)
     this.tools = new Map(TOOLS.map(([name, text, keyName, title]) => [name, button(text, `${title} (${keyName})`, () => this.choose(name))]))
-    this.classes = el('div', { className: 'bh-list' })
+    this.classes = el('div', { className: 'bh-list' }); this.marks = el('div', { className: 'bh-list' })
     this.cell = el('select', { title: 'Which cell a click marks', onchange: e => { session.cell = e.target.value } })
     this.surface = el('select', { title: 'Which surface a line marks', onchange: e => { session.surface = e.target.value } })
     this.size = slider('Brush', 'Brush radius in screen pixels ([ and ])', 1, 120, 1, session.size, size => session.choose({ size }))
@@ -45,7 +45,7 @@ export class Panel {
     this.settings = new Map([  // of one tool
       [this.size, ['brush', 'erase']], [slider('Wand', 'How unlike a pixel may be and still belong', 0.5, 8, 0.25, session.tolerance, tolerance => { session.tolerance = tolerance }), ['wand']],
       [row(this.cell, this.offers.similar), ['point']], [row(this.surface), ['line']]])
-    side.append(this.state, this.classes, ...this.settings.keys(), this.opacity,
+    side.append(this.state, this.classes, this.marks, ...this.settings.keys(), this.opacity,
       row(button('Hide', 'Hide the classes; they stay hidden while the key is held (H)', () => this.hide(!session.hidden)), this.same),
       el('div', { className: 'bh-part', textContent: 'Proposal' }),
       row(this.offers.proposal, this.offers.whole), row(button('Accept all', 'Take the whole proposal (A)', () => session.decide('accept')), button('Reject all', 'Refuse the whole proposal (X)', () => session.decide('reject'))),
@@ -69,7 +69,7 @@ export class Panel {
     for (const [name, button] of Object.entries(this.offers)) button.disabled = !roi.offers.includes(name)
     this.state.textContent = `${roi.name} · ${roi.domain}${roi.subject && roi.subject !== roi.name ? ' · ' + roi.subject : ''}${roi.readonly ? ' · read only' : ''}`
     if (anew) { this.ill = ''; this.light.open(roi.domain === 'fluorescence', roi.gain); this.say('') }
-    this.chosen(); this.areas(); this.lengths()
+    this.chosen(); this.areas(); this.lengths(); this.legend()
     if (roi.readonly && !this.root.classList.contains('bh-compact')) this.say(roi.why, 'warn')
   }
 
@@ -103,6 +103,15 @@ export class Panel {
       area.textContent = `${(100 * n / total).toFixed(1)} %`
       row.title = `${name}${keyOf(id) && ` (${keyOf(id)})`}: ${n.toLocaleString('en')} px${um ? `, ${(n * um * um / 1e6).toFixed(4)} mm²` : ''}`
     }
+  }
+
+  // What the points and lines of the picture are, and how many.
+  legend() {
+    const { points = [], lines = [], roi } = this.session, counts = new Map()
+    for (const { cls } of [...points, ...lines]) counts.set(cls, (counts.get(cls) ?? 0) + 1)
+    const swatch = name => { const e = el('span', { className: 'bh-swatch bh-round' }); e.style.background = roi.colours[name] ?? '#ffffff'; return e }
+    this.marks.replaceChildren(...[...counts].map(([name, n]) => el('div', { className: 'bh-mark', title: `${n} on this ROI` }, swatch(name), el('span', { textContent: name }), el('span', { className: 'bh-area', textContent: String(n) }))))
+    this.marks.hidden = !counts.size
   }
 
   lengths() {

@@ -4,7 +4,6 @@ import OpenSeadragon from 'openseadragon'
 import { NOTHING, UNLABELLED } from './mask.js'
 
 const SVG = 'http://www.w3.org/2000/svg'
-export const MARK_COLOURS = ['#ffffff', '#f0e442', '#cc79a7', '#56b4e9', '#009e73', '#d55e00']
 
 const rgb = text => [1, 3, 5].map(i => parseInt(text.slice(i, i + 2), 16))
 
@@ -189,12 +188,12 @@ export class View {
     if (!f || !this.session.ready) return
     const { points, lines, suggested, roi } = this.session, at = ([x, y]) => `${f.ox + x * f.factor},${f.oy + y * f.factor}`
     const node = (tag, facts, text) => { const e = document.createElementNS(SVG, tag); for (const k in facts) e.setAttribute(k, facts[k]); if (text) { const t = document.createElementNS(SVG, 'title'); t.textContent = text; e.append(t) } return e }
-    const colour = (kind, name) => MARK_COLOURS[Math.max(0, roi[kind].indexOf(name)) % MARK_COLOURS.length]
+    const colour = name => roi.colours[name] ?? '#ffffff'
     const dot = (p, facts) => { const [x, y] = at([p.x, p.y]).split(','); return node('circle', { cx: x, cy: y, r: 5, ...facts }, p.cls) }
     this.svg.replaceChildren(
-      ...lines.map(l => node('polyline', { points: l.points.map(at).join(' '), fill: 'none', stroke: colour('surfaces', l.cls), 'stroke-width': 2.5 }, l.cls)),
-      ...points.map(p => dot(p, { fill: colour('cells', p.cls), stroke: '#000' })),
-      ...(suggested ?? []).map(p => dot(p, { fill: 'none', stroke: colour('cells', p.cls), 'stroke-width': 2, 'stroke-dasharray': '3 2', class: 'bh-suggested' })),
+      ...lines.map(l => node('polyline', { points: l.points.map(at).join(' '), fill: 'none', stroke: colour(l.cls), 'stroke-width': 2.5 }, l.cls)),
+      ...points.map(p => dot(p, { fill: colour(p.cls), stroke: '#000' })),
+      ...(suggested ?? []).map(p => dot(p, { fill: 'none', stroke: colour(p.cls), 'stroke-width': 2, 'stroke-dasharray': '3 2', class: 'bh-suggested' })),
       ...(this.draft ? [...this.draft.rings, this.draft.points].filter(r => r.length).map(r => node('polyline', { points: r.map(at).join(' '), fill: 'none', stroke: '#fff', 'stroke-width': 1.5, 'stroke-dasharray': '5 3' })) : []),
       ...(this.draft ? this.draft.points.map(p => { const [x, y] = at(p).split(','); return node('circle', { cx: x, cy: y, r: 3, fill: '#fff', stroke: '#000' }) }) : []))
   }
