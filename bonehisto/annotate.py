@@ -41,8 +41,8 @@ class RoiList(Answering):
         "Shows the queue as it is now."
         most = max(table["score"].max(), 1e-9) if len(table) else 1
         worth = [round(float(s / most), 3) if status == "waiting" and s == s else None for s, status in zip(table["score"], table["status"])]
-        rows = table[["roi", "subject", "domain", "reason", "status"]].fillna("").assign(doubt=worth).to_dict("records")
-        self.shown = {"items": rows, "current": current, "annotator": annotator}
+        rows = table[["roi", "subject", "domain", "reason", "status"]].fillna("").to_dict("records")
+        self.shown = {"items": [row | {"doubt": w} for row, w in zip(rows, worth)], "current": current, "annotator": annotator}
         self.answer_hello("", ())
 
     def answer_hello(self, client, buffers): self.send({"type": "list", "to": client, **self.shown})
