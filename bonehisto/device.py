@@ -2,11 +2,11 @@
 
 # %% auto #0
 __all__ = ['PRECISIONS', 'PACKAGES', 'torch_vision_ready', 'pick_device', 'gpu_count', 'has_bfloat16', 'pick_precision',
-           'autocast', 'free_memory', 'peak_memory', 'synchronise', 'StopWatch', 'set_threads', 'package_versions',
-           'describe_machine']
+           'autocast', 'free_memory', 'peak_memory', 'return_memory', 'synchronise', 'StopWatch', 'set_threads',
+           'package_versions', 'describe_machine']
 
 # %% ../nbs/05_device.ipynb #ab7f0bbb
-import os, platform, sys, time
+import ctypes, os, platform, sys, time
 from importlib import metadata
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # read when torch loads: idle threads that spin slow down everyone who shares the cores
@@ -100,6 +100,11 @@ def peak_memory(
     except (OSError, StopIteration):
         import resource
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+def return_memory():
+    "Gives freed memory back to the system, where the C library keeps it (glibc): large arrays that come and go leave holes that it would hold for ever."
+    try: ctypes.CDLL(None).malloc_trim(0)
+    except (AttributeError, OSError, TypeError): pass
 
 def synchronise(device):
     "Wait until the device has done all it was given; a CPU always has."

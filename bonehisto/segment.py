@@ -4,7 +4,7 @@
 __all__ = ['ArrayReader', 'band_tiles', 'Band', 'settle_domain', 'Segmentation', 'settle_roi', 'segment_roi']
 
 # %% ../nbs/65_segment.ipynb #9978e14b
-from .device import pick_device
+from .device import pick_device, return_memory
 
 # %% ../nbs/65_segment.ipynb #74e4428a
 from dataclasses import dataclass, replace
@@ -159,6 +159,7 @@ def segment_roi(
                 elif not domain and model.heads: store.put(shared)
             routed.append(pd.concat([windows.assign(focus=tile_focus(tiles)), pd.concat(found, ignore_index=True)], axis=1))
             if head: draw(band)
+            return_memory()
         table = pd.concat(routed, ignore_index=True)
         settled, found = settle_roi(table, model, domain)
         if settled is None: return found
@@ -167,6 +168,6 @@ def segment_roi(
             for sent, (y, windows, tiles) in zip(routed, band_tiles(reader, region)):
                 band = new_band(settled, y)
                 for i in range(0, len(windows), batch): add(band, settled, as_images(tiles[i:i + batch], device), next(waiting), windows[i:i + batch], sent[i:i + batch])
-                draw(band)
+                draw(band); return_memory()
     drop_specks(*maps, settled.least_px)
     return replace(found, class_map=maps[0], confidence=maps[1], probabilities=np.concatenate(soft) if probabilities else None)

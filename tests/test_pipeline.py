@@ -130,6 +130,66 @@ def test_a_step_whose_needs_are_missing_is_skipped_by_name(study, tmp_path):
     assert not ok and "needs tile, pretrain" in said
 
 
+TIMES = {"seconds", "images_per_s"}  # columns that differ from run to run
+
+
+def tables(run):
+    "What the tables of a run hold, but for the times it took."
+    read = {".csv": lambda p: pd.read_csv(p, dtype=str, keep_default_na=False), ".parquet": pd.read_parquet, ".json": read_json}
+    found = {p.name: read[p.suffix](p) for p in sorted((run / "tables").iterdir())}
+    return {n: t.drop(columns=TIMES & set(t)).to_csv(index=False) if isinstance(t, pd.DataFrame) else str(t) for n, t in found.items()}
+
+
+def command(study, out):
+    return [sys.executable, "-m", "bonehisto", "run", str(study), "--out", str(out), *(a for p in SMALL for a in ("-p", p))]
+
+
+def kill_at_random(study, finished, out, rng):
+    "Starts a run, kills its process at a random moment and leaves everything else to itself."
+    spans = [s["seconds"] for s in read_json(finished / "run.json")["steps"].values()]
+    process = subprocess.Popen(command(study, out), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try: process.wait(timeout=float(rng.uniform(2, .9 * sum(spans))))
+    except subprocess.TimeoutExpired: process.kill()
+    process.wait()
+
+
+@pytest.mark.parametrize("kills", [2, pytest.param(10, marks=pytest.mark.slow)])
+def test_a_run_that_was_killed_goes_on_to_the_same_tables(study, finished, tmp_path, kills):
+    import numpy as np
+    seed = int(time.time()); print("seed", seed)
+    rng, run = np.random.default_rng(seed), tmp_path / "small"
+    for _ in range(kills): kill_at_random(study, finished, run, rng)
+    done = subprocess.run(command(study, run), capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "was cut off" in done.stdout or "Nothing to do" in done.stdout, done.stdout
+    whole, again = tables(finished), tables(run)
+    assert set(whole) == set(again) and [n for n in whole if whole[n] != again[n]] == []
+
+
+def test_two_runs_into_one_folder_the_second_refuses(study, tmp_path):
+    run = tmp_path / "r"
+    first = subprocess.Popen([*command(study, run), "--steps", "inventory"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    until = time.monotonic() + 60
+    while not (run / "log/holder.json").exists() and time.monotonic() < until: time.sleep(.01)
+    second = bonehisto("run", study, "--out", run, "--steps", "inventory")
+    assert second.returncode == 2 and f"process {first.pid}" in second.stderr.replace("\n", " ") and "another run is at work" in second.stderr.replace("\n", " "), second.stderr
+    said, _ = first.communicate(timeout=120)
+    assert first.returncode == 0, said
+    assert "Nothing to do" in bonehisto("run", study, "--out", run, "--steps", "inventory", *(a for p in SMALL for a in ("-p", p))).stdout
+
+
+def test_a_step_ends_when_its_runner_is_killed(study, tmp_path):
+    import psutil
+    process = subprocess.Popen([*command(study, tmp_path / "r"), "-p", "pretrain.steps=100000"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    until, log = time.monotonic() + 200, tmp_path / "r/log/pretrain.progress"
+    while not log.exists() and time.monotonic() < until and process.poll() is None: time.sleep(.1)
+    those = psutil.Process(process.pid).children(recursive=True)
+    process.kill(); process.wait()
+    assert those and not psutil.wait_procs(those, timeout=30)[1]
+    done = bonehisto("run", study, "--out", tmp_path / "r", "--steps", "inventory")
+    assert done.returncode == 0 and "was cut off" in done.stdout, done.stdout + done.stderr
+
+
 @pytest.mark.parametrize("args, says", [
     (("-p", "pretrain.stepz=3"), "pretrain has no parameter `stepz`: did you mean `steps`?"),
     (("-p", "pretrian.steps=3"), "did you mean `pretrain`?"),
