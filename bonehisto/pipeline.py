@@ -122,7 +122,7 @@ def open_run(out):
     "The run folder, made where it is missing. Raises `UserError` for a file, or a folder that holds something else."
     run = Path(out)
     if run.is_file(): raise UserError(f"{run} is a file: give a folder for the run")
-    if run.is_dir() and any(run.iterdir()) and not (run / "run.json").exists() and not (run / "manifest.yaml").exists():
+    if run.is_dir() and any(p.name != "log" for p in run.iterdir()) and not (run / "run.json").exists() and not (run / "manifest.yaml").exists():
         raise UserError(f"{run} holds other files and is not a run folder: give a new folder")
     (run / "log").mkdir(parents=True, exist_ok=True)
     return run

@@ -237,3 +237,34 @@ def test_a_failing_step_keeps_its_page_and_the_report_still_comes(study, tmp_pat
     assert record["pretrain"]["state"] == "failed" and "batch" in record["pretrain"]["reason"]
     assert record["embed"]["state"] == "skipped" and record["report"]["state"] == "done"
     assert json.loads((tmp_path / "r/notebooks/35_pretrain.ipynb").read_text())["cells"]
+
+
+def test_a_run_is_made_again_from_its_record_and_what_differs_is_told(study, tmp_path):
+    run, again = tmp_path / "r", tmp_path / "again"
+    ok, said = small_run(study, run, "inventory.seed=3", steps=["inventory", "tile"]); assert ok, said
+    (run / "notebooks/10_inventory.ipynb").write_text("raise SystemExit('a notebook of the folder was executed')")
+    done = bonehisto("rerun", run, "--out", again)
+    assert done.returncode == 0 and "Nothing differs" in done.stdout, done.stdout + done.stderr
+    record = read_json(again / "run.json")
+    assert set(states(again)) == {"inventory", "tile"} and record["parameters"]["inventory"]["seed"] == 3
+    table = pd.read_csv(run / "tables/rois.csv"); table.loc[1, "width"] += 7; table.to_csv(run / "tables/rois.csv", index=False)
+    (run / "tables/notes.csv").unlink()
+    done = bonehisto("rerun", run, "--out", again)
+    told = " ".join(done.stdout.split())
+    assert done.returncode == 1 and "tables/rois.csv width 1 7" in told and "tables/notes.csv (only in " in told, done.stdout
+    record = read_json(run / "run.json"); record["parameters"]["tile"]["regoin"] = 5; (run / "run.json").write_text(json.dumps(record))
+    done = bonehisto("rerun", run, "--out", tmp_path / "third")
+    assert done.returncode == 2 and "did you mean `region`" in done.stderr.replace("\n", " ") and not (tmp_path / "third/run.json").exists()
+
+
+@pytest.mark.parametrize("make, says", [(lambda d: None, "holds no run.json"), (lambda d: (d / "run.json").write_text('{"steps": {}}'), "holds no run.json with parameters")])
+def test_a_folder_that_is_no_run_cannot_be_made_again(tmp_path, make, says):
+    make(tmp_path)
+    done = bonehisto("rerun", tmp_path)
+    assert done.returncode == 2 and says in done.stderr.replace("\n", " ") and not list(tmp_path.parent.glob(f"{tmp_path.name}_again"))
+
+
+def test_a_run_cut_off_at_its_very_start_can_be_begun_again(study, tmp_path):
+    (tmp_path / "r/log").mkdir(parents=True)
+    ok, said = small_run(study, tmp_path / "r", steps=["inventory"])
+    assert ok, said
