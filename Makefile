@@ -22,7 +22,7 @@ demo: $(READY)
 	$(BIN)/bonehisto run data_manifest.yaml --out runs/demo --profile demo $(if $(THIRD),-p route.third_domain=$(THIRD))
 
 # Two processes with one thread each; the project tests first, since everything else stands on the export.
-ON_PATH := PATH="$(CURDIR)/$(BIN):$$PATH" BONEHISTO_THREADS=1 OMP_NUM_THREADS=1
+ON_PATH := PATH="$(CURDIR)/$(BIN):$$PATH" BONEHISTO_THREADS=1 BONEHISTO_WORKERS=1 OMP_NUM_THREADS=1
 test: $(READY)
 	$(ON_PATH) $(BIN)/python -m pytest -q -n 2 tests/test_project.py
 	$(ON_PATH) $(BIN)/nbdev_test --n_workers 2

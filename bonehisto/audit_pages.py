@@ -5,16 +5,16 @@ __all__ = ['COLUMNS', 'OF_LABELS', 'ALL', 'STRETCH', 'READING', 'disagreement', 
            'stretch_table', 'subject_sections', 'write_pages']
 
 # %% ../nbs/88_audit_pages.ipynb #2062c504
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from joblib import Parallel, delayed
 
 # %% ../nbs/88_audit_pages.ipynb #58fd123d
 from .audit import LONGEST, audit_figure, read_small, write_picture
-from .cores import cpu_count
-from .files import UserError, progress, read_json, read_table
+from .fan_out import SetAside, fan_out
+from .files import UserError, read_json, read_table
 from .histomorphometry import LABEL_BASE
 from .images import image_size
 from .inventory import read_rois
@@ -51,17 +51,19 @@ def draw_job(
     write_picture(folder / f"{row['roi']}.jpg", audit_figure(picture, marks, row, shape, factor), folder / "small" / f"{row['roi']}.jpg")
     return ""
 
+def _draw(item, **given): return draw_job(*item, **given)
+
 def draw_rois(
     run,          # run folder in which ROIs were measured
     longest=LONGEST,
-    workers=None, # processes; None takes every core
+    workers=None, # processes, as in `worker_count`
 ):
     "Draws every measured ROI of a run into `audit/`; a dict ROI -> why there is no picture of it."
     rows, images = read_rows(Path(run) / "tables/roi_parameters.csv"), read_rois(run).set_index("roi")["image"]
     rows = rows[rows["not measured"] == ""]
-    calls = [delayed(draw_job)(row, images[row["roi"]], Path(run) / "audit", longest) for row in rows.to_dict("records")]
-    notes = progress(Parallel(n_jobs=workers or cpu_count(), return_as="generator")(calls), "drawing ROIs", total=len(calls))
-    return {roi: why for roi, why in zip(rows["roi"], notes) if why}
+    items = [(row, images[row["roi"]]) for row in rows.to_dict("records")]
+    notes = fan_out(partial(_draw, folder=Path(run) / "audit", longest=longest), items, rows["roi"].tolist(), "drawing ROIs", workers)
+    return {roi: f"set aside: {why.reason}" if isinstance(why, SetAside) else why for roi, why in zip(rows["roi"], notes) if why}
 
 # %% ../nbs/88_audit_pages.ipynb #0668da57
 COLUMNS = {"brightfield": ("T.Ar (mm2)", "B.Ar (mm2)", "O.Ar (mm2)", "B.Pm (mm)", "O.Pm (mm)", "Md.Pm (mm)", "BV/TV (%)", "OV/BV (%)", "OS/BS (%)", "O.Th (um)", "Tb.Th (um)", "fragments", "holes"),

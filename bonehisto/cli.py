@@ -2,11 +2,11 @@
 
 # %% auto #0
 __all__ = ['app', 'console', 'labels', 'check', 'phantom', 'run', 'pretrain', 'pretrain_ranks', 'benchmark', 'experiment',
-           'robustness', 'label_efficiency', 'queue_benchmark', 'ship', 'rerun', 'segment', 'measure', 'agreement',
-           'annotate', 'readers', 'export_', 'import_', 'power', 'Stopped', 'main']
+           'robustness', 'label_efficiency', 'queue_benchmark', 'ship', 'rerun', 'sweep', 'compare', 'segment',
+           'measure', 'agreement', 'annotate', 'readers', 'export_', 'import_', 'power', 'Stopped', 'main']
 
 # %% ../nbs/99_cli.ipynb #490a3e29
-import signal, sys
+import os, signal, sys
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Optional
@@ -22,6 +22,12 @@ app = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup_mode="
 console = Console(stderr=True, highlight=False)
 
 def _say(text): print(text, flush=True)
+
+def _share(workers, scheduler):
+    "Say to the steps who shares their ROIs."
+    from bonehisto.fan_out import check_scheduler
+    if scheduler: os.environ["BONEHISTO_SCHEDULER"] = check_scheduler(scheduler)
+    if workers: os.environ["BONEHISTO_WORKERS"] = str(workers)
 
 @contextmanager
 def _shown():
@@ -69,6 +75,8 @@ def run(
     out: Annotated[Path, typer.Option(help="run folder, e.g. runs/study")],
     profile: Annotated[str, typer.Option(help="demo, laptop, full, or a YAML file")] = "demo",
     steps: Annotated[Optional[str], typer.Option(help="only these steps, e.g. measure,report")] = None,
+    workers: Annotated[Optional[int], typer.Option(help="processes that share the ROIs; every core without it", min=1)] = None,
+    scheduler: Annotated[Optional[str], typer.Option(help="a dask scheduler whose workers share the ROIs, e.g. tls://node01:8786")] = None,
     p: Annotated[Optional[list[str]], typer.Option("-p", help="step.parameter=value, may be repeated")] = None,
 ):
     """Run a study: every step that is not up to date, then the report.
@@ -78,6 +86,7 @@ def run(
     · `bonehisto run study.yaml --out runs/study --steps measure,summarise,report`
     """
     from bonehisto.pipeline import read_record, run_study
+    _share(workers, scheduler)
     with _shown() as show: ok = run_study(manifest, out, profile, p or (), [s.strip() for s in steps.split(",") if s.strip()] if steps else None, say=_say, show=show)
     from bonehisto.summary import summary_text
     _say(summary_text(out))
@@ -219,6 +228,60 @@ def rerun(
     with _shown() as show: ok, found = again(run, out, say=_say, show=show)
     _say(say_differences(found))
     if len(found) or not ok: raise typer.Exit(1)
+
+# %% ../nbs/99_cli.ipynb #cb16f3d6
+@app.command()
+def sweep(
+    manifest: Annotated[Path, typer.Argument(help="the study's data_manifest.yaml")],
+    out: Annotated[Path, typer.Option(help="folder of the sweep, e.g. runs/sweep: a run folder each in it")],
+    profile: Annotated[str, typer.Option(help="demo, laptop, full, or a YAML file")] = "demo",
+    steps: Annotated[Optional[str], typer.Option(help="only these steps, e.g. inventory,tile,pretrain,heads")] = None,
+    workers: Annotated[Optional[int], typer.Option(help="processes that share the ROIs; every core without it", min=1)] = None,
+    scheduler: Annotated[Optional[str], typer.Option(help="a dask scheduler whose workers share the ROIs, e.g. tls://node01:8786")] = None,
+    p: Annotated[Optional[list[str]], typer.Option("-p", help="step.parameter=value,value, may be repeated")] = None,
+):
+    """Run a study with every combination of values: sweep.csv has a row a run with its scores, sweep.png shows them.
+
+    Example: `bonehisto sweep study.yaml --out runs/sweep -p pretrain.lam=0.05,0.1 -p heads.stem=true,false`
+    """
+    from bonehisto.run_figures import plot_sweep
+    from bonehisto.sweep import run_sweep
+    _share(workers, scheduler)
+    with _shown() as show: ok, table = run_sweep(manifest, out, profile, p or (), [s.strip() for s in steps.split(",") if s.strip()] if steps else None, say=_say, show=show)
+    _draw(out / "sweep.png", lambda ax: plot_sweep(table, ax), len(table) + 2)
+    _say(f"wrote {out / 'sweep.csv'} and sweep.png")
+    if not ok: raise typer.Exit(1)
+
+def _draw(path, plot, lines):
+    "A figure of its own, so many lines high."
+    from matplotlib.figure import Figure
+    from bonehisto.files import atomic_path
+    fig = Figure(figsize=(7.2, .6 + .3 * lines), layout="constrained")
+    plot(fig.subplots())
+    with atomic_path(path) as tmp: fig.savefig(tmp, dpi=200)
+
+@app.command()
+def compare(
+    runs: Annotated[list[Path], typer.Argument(help="run folders; the first is what the others are held against")],
+    out: Annotated[Path, typer.Option(help="folder for the tables and the figure")],
+    confidence: Annotated[float, typer.Option(help="of the intervals", min=.5, max=.999)] = .95,
+):
+    """Hold runs against the first: scores and parameters, paired within subjects, and what was set differently.
+
+    Example: `bonehisto compare runs/study runs/study_nostem --out runs/compared`
+    """
+    from bonehisto.compare_runs import compare_runs
+    from bonehisto.files import write_table
+    from bonehisto.run_figures import plot_differences
+    values, settings = compare_runs(runs, confidence)
+    write_table(out / "run_values.csv", values); write_table(out / "run_settings.csv", settings)
+    for kind, label in (("score", "difference to the first run, paired within subjects"), ("parameter", "difference to the first run in % of its mean, paired within subjects")):
+        part = values[(values["kind"] == kind) & ((kind != "score") | values["name"].str.startswith("dice"))]
+        _draw(out / f"run_{kind}s.png", lambda ax: plot_differences(part, ax, kind, label, relative=kind == "parameter"), 2 + len(part[["domain", "name"]].drop_duplicates()))
+    whole = values[(values["kind"] == "score") & values["name"].isin(["dice, tissue mean"])]
+    if len(whole): _say(whole.drop(columns=["kind", "name"]).to_string(index=False, float_format="%.4f", na_rep="-"))
+    _say(f"{len(settings)} settings differ" + ("" if settings.empty else f":\n{settings.to_string(index=False, max_colwidth=40)}"))
+    _say(f"wrote {out}")
 
 # %% ../nbs/99_cli.ipynb #bf4e31ac
 @app.command()

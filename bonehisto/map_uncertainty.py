@@ -5,15 +5,15 @@ __all__ = ['fit_ranges', 'measure_draws', 'draw_intervals', 'draw_coverage']
 
 # %% ../nbs/81_map_uncertainty.ipynb #66511cc1
 import zlib
+from functools import partial
 
 import numpy as np
 import pandas as pd
-from joblib import Parallel, delayed
 from scipy import stats
 
 # %% ../nbs/81_map_uncertainty.ipynb #961b0844
-from .cores import cpu_count
-from .files import UserError, progress
+from .fan_out import SetAside, fan_out
+from .files import UserError
 from .histomorphometry import measure_roi
 from .images import UNLABELLED, read_mask, read_polygon, read_probabilities
 from .map_draws import RANGES_UM, area_spread, choose_range, draw_map
@@ -26,21 +26,20 @@ def fit_ranges(
     classes,   # domain -> class table
     kind="classes",  # of the masks, or "instances"
     draws=8, seed=0,
-    workers=None,    # processes; None takes every core
+    workers=None,    # processes, as in `worker_count`
 ):
     "`(ranges, table)`: domain -> range in um; the table has a row per domain and range: `domain`, `range_um`, `ratio` of spread to error, `ROIs`, `chosen`."
-    calls = [delayed(_spread_job)(j, classes[j["modality"]], kind, draws, seed) for j in jobs.to_dict("records")]
-    spreads = list(progress(Parallel(n_jobs=workers or cpu_count(), return_as="generator")(calls), "fitting the range", total=len(calls)))
+    spreads = fan_out(partial(_spread_job, classes=classes, kind=kind, draws=draws, seed=seed), jobs.to_dict("records"), jobs["roi"].tolist(), "fitting the range", workers)
     ranges, rows = {}, []
     for domain in jobs["modality"].unique():
-        own = [s for s, m in zip(spreads, jobs["modality"]) if m == domain]
+        own = [s for s, m in zip(spreads, jobs["modality"]) if m == domain and not isinstance(s, SetAside)]
         ranges[domain], ratio = choose_range(own)
         rows += [(domain, r, q, len(own), r == ranges[domain]) for r, q in zip(RANGES_UM, ratio)]
     return ranges, pd.DataFrame(rows, columns=["domain", "range_um", "ratio", "ROIs", "chosen"])
 
 def _spread_job(job, classes, kind, draws, seed):
     p = read_probabilities(job["probabilities"])
-    truth = read_mask(job["mask"], classes, kind, p.shape[:2], unlabelled=True)
+    truth = read_mask(job["mask"], classes[job["modality"]], kind, p.shape[:2], unlabelled=True)
     truth = np.where(truth == UNLABELLED, p.argmax(-1), truth)  # no error where nobody decided
     return area_spread(p, truth, job["pixel_size_um"], draws=draws, seed=[seed, zlib.crc32(str(job["roi"]).encode())])
 
@@ -56,11 +55,16 @@ def measure_draws(
     **settings,  # of `measure_roi`
 ):
     "One row per ROI and draw, as `measure_rois` gives, with `draw`; ROIs that cannot be measured have `not measured` filled."
-    calls = [delayed(_draw_job)(j, ranges[j["modality"]] / j["pixel_size_um"], section, draws, seed, (least_px or {}).get(j["modality"], ()), settings) for j in jobs.to_dict("records")]
-    return pd.DataFrame([r for rows in progress(Parallel(n_jobs=workers or cpu_count(), return_as="generator")(calls), "measuring drawn maps", total=len(calls)) for r in rows])
+    job = partial(_draw_job, ranges=ranges, section=section, draws=draws, seed=seed, least_px=least_px or {}, settings=settings)
+    items = jobs.to_dict("records")
+    found = fan_out(job, items, jobs["roi"].tolist(), "measuring drawn maps", workers)
+    return pd.DataFrame([r for item, rows in zip(items, found) for r in (_not_drawn(item, draws, f"set aside: {rows.reason}") if isinstance(rows, SetAside) else rows)])
 
-def _draw_job(job, range_px, section, draws, seed, least_px, settings):
+def _not_drawn(job, draws, why): return [{k: job[k] for k in ("roi", "subject", "group", "modality", "split")} | {"draw": k, "not measured": why} for k in range(draws)]
+
+def _draw_job(job, ranges, section, draws, seed, least_px, settings):
     kept, rows = {k: job[k] for k in ("roi", "subject", "group", "modality", "split")}, []
+    range_px, least_px = ranges[job["modality"]] / job["pixel_size_um"], least_px.get(job["modality"], ())
     try:
         p = read_probabilities(job["probabilities"])
         roi = read_polygon(job["polygon"], p.shape[:2]) if job.get("polygon") else None
@@ -68,7 +72,7 @@ def _draw_job(job, range_px, section, draws, seed, least_px, settings):
             rng = np.random.default_rng([seed, 81, zlib.crc32(str(job["roi"]).encode()), k])
             result = measure_roi(draw_map(p, range_px, rng, least_px), job["modality"], job["pixel_size_um"], roi, job["interval_days"] if np.isfinite(job["interval_days"]) else None, section, **settings)
             rows.append(kept | {"draw": k, "not measured": ""} | {n: v for n, v in result.items() if n not in ("reasons", "warnings")})
-    except UserError as e: return [kept | {"draw": k, "not measured": str(e)} for k in range(draws)]
+    except UserError as e: return _not_drawn(job, draws, str(e))
     return rows
 
 # %% ../nbs/81_map_uncertainty.ipynb #ef3d311a

@@ -6,15 +6,15 @@ __all__ = ['WHO', 'TEXTS', 'STRETCHES', 'SHOWN', 'why_not', 'measure_job', 'meas
 
 # %% ../nbs/78_measure.ipynb #34e19ae3
 import json
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from joblib import Parallel, delayed
 
 from .annotations import read_annotations
-from .cores import cpu_count
-from .files import UserError, nearest_name, progress, read_table, write_table
+from .fan_out import SetAside, fan_out
+from .files import UserError, nearest_name, read_table, write_table
 from .histomorphometry import measure_in_full, names_in_2d, pool_subject
 from .images import image_size, read_image, read_mask, read_polygon, write_mask
 from .entries import DEFAULT_CLASSES
@@ -74,20 +74,28 @@ def measure_rois(
     interlabel=None,  # folder for interlabel masks
     marks=None,    # folder for the lines that were measured
     kind=None,     # "classes" or "instances"; None: as the manifest says
-    workers=None,  # processes; None takes every core
+    workers=None,  # processes, as in `worker_count`
     ridge=False,   # label midlines on the ridges of the image's light
+    what="measuring ROIs",  # for the bar, and for what a run keeps
     **settings,    # of `measure_roi`
 ):
     "`(rows, stretches, cells, places)`, four tables: one row per ROI in the order given, per label stretch, per annotated cell, and per ROI and quantity of place."
     jobs, settings = rois.to_dict("records"), manifest.index_settings | settings
     tables = {d: manifest.class_table(d) for d in DEFAULT_CLASSES}
-    calls = [delayed(measure_job)(j, tables.get(j["modality"], []), kind or manifest.masks, manifest.section,
-                                  Path(interlabel) / f"{j['roi']}_interlabel.png" if interlabel else None, Path(marks) / f"{j['roi']}.geojson" if marks else None, settings, manifest.annotated, ridge) for j in jobs]
-    found = list(progress(Parallel(n_jobs=workers or cpu_count(), return_as="generator")(calls), "measuring ROIs", total=len(calls)))
+    job = partial(_measure, tables=tables, interlabel=interlabel, marks=marks, kind=kind or manifest.masks, section=manifest.section, settings=settings, annotated=manifest.annotated, ridge=ridge)
+    found = [_left_out(j, f) if isinstance(f, SetAside) else f for j, f in zip(jobs, fan_out(job, jobs, [j["roi"] for j in jobs], what, workers))]
     parts = [[f[k] for f in found if len(f[k])] for k in (1, 2, 3)]
     empty = (STRETCHES, [*WHO, "cell"], [*WHO, "modality", *PLACES])
     stretches, cells, places = (pd.concat(p, ignore_index=True) if p else pd.DataFrame(columns=e) for p, e in zip(parts, empty))
     return pd.DataFrame([f[0] for f in found], columns=None if found else TEXTS), stretches, _names_first(cells), _names_first(places)
+
+def _measure(job, tables, interlabel, marks, **given):
+    "`measure_job` with the class table and the files of its ROI."
+    return measure_job(job, tables.get(job["modality"], []), interlabel=Path(interlabel) / f"{job['roi']}_interlabel.png" if interlabel else None, marks=Path(marks) / f"{job['roi']}.geojson" if marks else None, **given)
+
+def _left_out(job, failed):
+    "What stands in place of an ROI that was set aside."
+    return {k: job[k] for k in ("roi", "subject", "group", "modality", "split")} | {"not measured": f"set aside: {failed.reason}"}, *(pd.DataFrame(),) * 3
 
 def _names_first(table):
     "The table with the columns that name a row in front."

@@ -5,10 +5,11 @@ __all__ = ['LAUNCHER', 'execute_notebook', 'step_process', 'run_step', 'read_rec
            'run_study', 'pretrain_launched', 'run_extra']
 
 # %% ../nbs/95_pipeline.ipynb #dbaae9da
-import json, os, signal, subprocess, sys, threading, time
+import json, os, shutil, signal, subprocess, sys, threading, time
 from datetime import datetime, timezone
 from pathlib import Path
 
+from .fan_out import set_aside
 from .files import UserError, file_digest, read_json, write_json
 from .manifest import load_manifest, save_manifest
 from .provenance import PACKAGE, code_digest, data_digest, git_commit, output_sizes, outputs_stand, step_key
@@ -62,6 +63,7 @@ def run_step(
     run,         # run folder
     parameters,  # the step's parameters
     show=None,   # called with the newest line of progress
+    kept=None,   # folder for the ROIs that it finishes
 ):
     "Execute `step` in a process of its own; the outcome, a dict with ok, error, user_error. Ctrl-C ends the process and is passed on."
     run = Path(run).resolve()
@@ -71,7 +73,7 @@ def run_step(
     call = {"notebook": str(notebook_path(step)), "output": str(page), "parameters": {**parameters, "run": str(run)}, "result": str(result)}
     with open(run / "log" / f"{step.name}.log", "w") as log:
         process = subprocess.Popen([sys.executable, "-c", _CHILD], stdin=subprocess.PIPE, stdout=log, stderr=log, text=True,
-                                   env={k: v for k, v in os.environ.items() if k not in LAUNCHER} | {"BONEHISTO_PROGRESS": str(bar)}, start_new_session=True)
+                                   env={k: v for k, v in os.environ.items() if k not in LAUNCHER} | {"BONEHISTO_PROGRESS": str(bar), "BONEHISTO_KEPT": str(kept or "")}, start_new_session=True)
         try:
             process.stdin.write(json.dumps(call) + "\n"); process.stdin.flush()  # and stays open while this process lives
             while process.poll() is None:
@@ -111,9 +113,10 @@ def plan_run(
             "compare": data_digest([*filter(None, [parameters["compare"]["cuts"]]), *sorted(manifest.label_folder.glob("*/*.jsonl"))], run / "log" / "compare_digest.json"),
             "report": data_digest(sorted(p for s in EXTRAS for g in s.writes for p in run.glob(g) if p.suffix == ".csv"), run / "log" / "extras_digest.json")}
     for step in STEPS:
-        keys[step.name] = step_key(parameters[step.name], code_digest(notebook_path(step), package, drawings=step.name in ("audit", "report")), [keys[n] for n in step.needs], data.get(step.name, ""))
+        without = {n: record.get(n, {}).get("set_aside") for n in step.needs}  # other ROIs, other results
+        keys[step.name] = step_key(parameters[step.name], code_digest(notebook_path(step), package, drawings=step.name in ("audit", "report")), [keys[n] + ",".join(sorted(without[n] or ())) for n in step.needs], data.get(step.name, ""))
         last = record.get(step.name, {})
-        stands = last.get("state") == "done" and last.get("key") == keys[step.name] and outputs_stand(run, last.get("outputs", {}))
+        stands = last.get("state") == "done" and not last.get("set_aside") and last.get("key") == keys[step.name] and outputs_stand(run, last.get("outputs", {}))
         plan.append((step, keys[step.name], stands))
     return plan
 
@@ -161,6 +164,13 @@ def run_study(
     run = open_run(out)
     with hold_run(run, say): return _walk(manifest, manifest_path, run, profile, parameters, chosen, say, show, execute)
 
+def _kept_folder(run, step, key):
+    "Where a step keeps finished ROIs; what it kept for another key is removed."
+    own = Path(run) / "log" / "kept" / f"{step.name}-{key[:16]}"
+    for other in own.parent.glob(f"{step.name}-*"):
+        if other != own: shutil.rmtree(other, ignore_errors=True)
+    return own
+
 def _walk(manifest, manifest_path, run, profile, parameters, chosen, say, show, execute):
     "The steps of a study, one after the other, as `run_study` says."
     from bonehisto.device import describe_machine
@@ -177,7 +187,8 @@ def _walk(manifest, manifest_path, run, profile, parameters, chosen, say, show, 
                "manifest_digest": file_digest(manifest_path), "commit": git_commit(Path(__file__).parent), "machine": describe_machine(), "parameters": parameters, "labels": masks}
     ended = {s.name: stands for s, _, stands in plan}
     failed = set()
-    for i, (step, key, stands) in enumerate(plan, 1):
+    for i in range(1, len(plan) + 1):
+        step, key, stands = plan[i - 1]
         if step.name not in chosen: continue
         where = f"{i:2d}/{len(plan)} {step.name:<10}"
         if stands: say(f"{where} kept: nothing changed"); continue
@@ -190,19 +201,27 @@ def _walk(manifest, manifest_path, run, profile, parameters, chosen, say, show, 
             write_json(run / "run.json", record); say(f"{where} skipped: {reason}"); continue
         record["steps"][step.name] = {"state": "running", "started": _now(), "outputs": before.get("outputs", {})}
         write_json(run / "run.json", record)
-        try: outcome = execute(step, run, parameters[step.name], show=(lambda line: show(where, line)) if show else None)
+        kept = _kept_folder(run, step, key)
+        try: outcome = execute(step, run, parameters[step.name], show=(lambda line: show(where, line)) if show else None, kept=kept)
         except BaseException:
             record["steps"][step.name]["state"] = "stopped"
             write_json(run / "run.json", record); raise
         seconds = round(time.time() - started, 1)
         entry = {"state": "done" if outcome["ok"] else "failed", "key": key, "started": record["steps"][step.name]["started"], "seconds": seconds}
-        if outcome["ok"]: entry["outputs"] = _record_outputs(run, step, before, started); say(f"{where} {seconds:6.1f} s")
+        if outcome["ok"]:
+            entry["outputs"] = _record_outputs(run, step, before, started)
+            say(f"{where} {seconds:6.1f} s")
+            if failures := set_aside(kept):
+                entry["set_aside"] = failures; failed.add(step.name)
+                say("\n".join([f"      {len(failures)} set aside, the same command tries {'it' if len(failures) == 1 else 'them'} again:", *(f"      {name}: {reason}" for name, reason in list(failures.items())[:5]), *(["      ..."] if len(failures) > 5 else [])]))
+            else: shutil.rmtree(kept, ignore_errors=True)
         else:
             entry |= {"reason": outcome["error"], "user_error": outcome["user_error"], "outputs": before.get("outputs", {})}
             failed.add(step.name); say(f"{where} FAILED after {seconds:.0f} s: {outcome['error']}\n      its page: {run / 'notebooks' / step.notebook}")
         ended[step.name] = outcome["ok"]
         record["steps"][step.name] = entry
         write_json(run / "run.json", record)
+        if entry.get("set_aside") != before.get("set_aside"): plan = plan_run(run, manifest, parameters)
     return not failed
 
 # %% ../nbs/95_pipeline.ipynb #401b8b46
@@ -220,9 +239,9 @@ def pretrain_launched(
         if told: study(told)
         return True
     waiting = True
-    def execute(step, run, parameters, show=None):
+    def execute(step, run, parameters, show=None, kept=None):
         nonlocal waiting
-        if step.name != "pretrain": return run_step(step, run, parameters, show)
+        if step.name != "pretrain": return run_step(step, run, parameters, show, kept)
         waiting = False
         try: study(from_first({**parameters, "run": str(run)}))
         except UserError as e: return {"ok": False, "error": str(e), "user_error": True}

@@ -25,7 +25,7 @@ from .queue_pool import count_clicks
 from .roi_doubt import UNREADABLE
 from .roi_ranking import rank_run
 from .router import Router, router_features
-from .score_maps import score_maps
+from .score_maps import pool_scores, score_subjects
 from .segment_study import segment_many
 from .trained_head import encoder_digest
 
@@ -102,7 +102,7 @@ class HeadTrial:
                 maps, asked = folder / ("masks" if k == 0 else "further"), test if k else pd.concat([test, rois[rois["roi"].isin(look)]])
                 told = segment_many(asked, Model(self.encoder, self.router, {domain: head}), maps)
                 bad = told[0].loc[told[0]["quality"].str.contains("|".join(UNREADABLE)), "roi"]
-                scores = score_maps(test[~test["roi"].isin(bad)], maps, self.manifest, (domain,)); scores = scores[scores["score"] == "dice"]
+                scores = pool_scores(score_subjects(test[~test["roi"].isin(bad)], maps, self.manifest, (domain,))); scores = scores[scores["score"] == "dice"]
                 dice.append(scores.set_index("class")["mean"])
                 if k == 0: found, (segmented, routed) = {"steps": head.facts["steps"], "val_dice": float(log["val_dice"].max())}, told
             drawn = lambda r: read_mask(p, classes) if (p := folder / f"masks/{r}.png").exists() else None

@@ -32,7 +32,7 @@ STEPS = (
     Step("embed", 40, ("tile", "pretrain"), ("features/*.npy", "tables/embeddings.parquet", "tables/separation.csv")),
     Step("route", 50, ("embed",), ("checkpoints/router.*", "tables/router_*", "tables/hard_cases.csv")),
     Step("heads", 60, ("tile", "pretrain"), ("checkpoints/head_*", "tables/heads_log.csv", "tables/heads.csv")),
-    Step("segment", 65, ("route", "heads"), ("masks/*", "!masks/*_interlabel.png", "tables/roi_segmentation.csv", "tables/segment_tiles.parquet", "tables/head_scores.csv")),
+    Step("segment", 65, ("route", "heads"), ("masks/*", "!masks/*_interlabel.png", "tables/roi_segmentation.csv", "tables/segment_tiles.parquet", "tables/head_scores.csv", "tables/head_scores_subjects.csv")),
     Step("measure", 78, ("segment",), ("tables/roi_parameters.csv", "tables/roi_parameters_masks.csv", "tables/label_stretches.csv", "tables/cells.csv", "tables/neighbourhood_rois.csv", "tables/measure_settings.json", "masks/*_interlabel.png", "audit/*.geojson")),
     Step("summarise", 80, ("measure",), ("tables/subject_parameters.csv", "tables/subject_parameters_masks.csv", "tables/subject_intervals.csv", "tables/group_summary.csv", "tables/truth_comparison.csv", "tables/truth_summary.csv",
                                          "tables/neighbourhood_subjects.csv", "tables/neighbourhood_groups.csv", "tables/neighbourhood_turnover.csv")),

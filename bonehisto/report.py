@@ -32,6 +32,7 @@ def run_warnings(
 ):
     "Sentences on what failed, was left out or rests on little."
     said = [f"The step `{n}` {'failed' if s['state'] == 'failed' else 'was ' + s['state']}: {s.get('reason') or 'see its page in notebooks/'}" for n, s in run.steps.items() if s.get("state") in ("failed", "skipped", "stopped")]
+    said += [f"The step `{n}` set {len(s['set_aside'])} ROI{'s' * (len(s['set_aside']) != 1)} aside after two tries each: {', '.join(list(s['set_aside'])[:5])}{' and more' * (len(s['set_aside']) > 5)}. The same command tries again; the reasons stand at the end." for n, s in run.steps.items() if s.get("set_aside")]
     rois = run.table("rois.csv", "inventory")
     if rois is not None:
         bare, unsized, lone = as_text(rois["mask"]).eq(""), rois["pixel_size_um"].isna(), as_text(rois["modality"]).eq("")
@@ -156,6 +157,8 @@ def provenance_section(run):
         fig, axes = canvas(.26 * len(steps) + .6, 1, 1, width=6.6); plot_times(steps, axes[0, 0])
         blocks.append(figure(fig, "Time of each step.", run.path / "figures/times.png"))
         blocks.append(table(pd.DataFrame([(k, v.get("state", DASH), float(v["seconds"]) if v.get("seconds") is not None else np.nan, v.get("started") or DASH, v.get("reason") or "") for k, v in steps.items()], columns=["step", "state", "seconds", "started", "reason"]), "Steps of the run.", names={"seconds": "time (s)"}))
+    left = pd.DataFrame([(roi, k, why) for k, v in steps.items() for roi, why in (v.get("set_aside") or {}).items()], columns=["ROI", "step", "reason"])
+    if len(left): blocks.append(table(left, "ROIs that were set aside: each failed twice."))
     notes = run.table("notes.csv", "inventory")
     if notes is not None: blocks.append(table(notes, "Notes on the images: conversions made while reading."))
     return {"id": "provenance", "title": "Versions and times", "blocks": blocks}

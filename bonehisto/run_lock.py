@@ -4,6 +4,7 @@
 __all__ = ['step_lock', 'hold_run']
 
 # %% ../nbs/94_run_lock.ipynb #ad4f1570
+import re
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -18,6 +19,11 @@ from .queue_file import this_process
 def step_lock(run):
     "The lock that a step's process holds while it works in the run folder."
     return FileLock(Path(run) / "log" / "step.lock")
+
+def _sweep(run):
+    "Removes what writers that were killed left half written."
+    for path in Path(run).rglob(".*.tmp*"):
+        if re.fullmatch(r"\..+\.\d+\.tmp(\.\w+)?", path.name): path.unlink(missing_ok=True)
 
 def _told(holder): return f"process {holder['pid']} on {holder['host']}, begun {holder['begun']}"
 
@@ -38,6 +44,7 @@ def hold_run(
         if note.exists(): say(f"The last run into {run} was cut off ({_told(read_json(note))}): what it had finished is kept.")
         try: step.acquire(timeout=patience); step.release()
         except Timeout as e: raise UserError(f"{run}: a step of a run that was cut off is still at work: end its process, or try again when it is through") from e
+        if note.exists(): _sweep(run)
         write_json(note, this_process() | {"begun": utc_now()})
         try: yield
         finally: note.unlink(missing_ok=True)

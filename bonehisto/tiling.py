@@ -2,14 +2,19 @@
 
 # %% auto #0
 __all__ = ['KINDS', 'CARRIED', 'tile_windows', 'reflect_index', 'cut_tiles', 'block_means', 'describe_tile', 'tile_roi',
-           'tile_weight', 'reconstruct', 'read_band', 'tile_study']
+           'tile_weight', 'reconstruct', 'read_band', 'tile_job', 'tile_study']
 
 # %% ../nbs/20_tiling.ipynb #c7230db9
+import os
+from functools import partial
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 
 # %% ../nbs/20_tiling.ipynb #89c6ba84
-from .files import UserError, atomic_path, progress
+from .fan_out import SetAside, fan_out
+from .files import UserError, atomic_path
 from .images import open_roi
 
 # %% ../nbs/20_tiling.ipynb #d7598177
@@ -141,29 +146,46 @@ def read_band(
 # %% ../nbs/20_tiling.ipynb #ff1d9ef0
 CARRIED = ("subject", "group", "modality", "split")  # columns of the ROI table that every tile repeats
 
+def tile_job(
+    item,    # (row of the ROI table as a dict, number of its first tile)
+    out,     # `.npy` file, large enough
+    region=448, tile=224,  # as in `tile_study`
+):
+    "Writes an ROI's tiles to their place in `out`; `(blank, tissue fraction)` of each. Raises `UserError` where the image is not as the ROI table says."
+    roi, first = item
+    table, found = tile_windows(roi["height"], roi["width"], region, tile), []
+    with open_roi(roi["image"]) as reader, open(out, "r+b") as f:
+        if tuple(reader.shape[:2]) != (roi["height"], roi["width"]):
+            raise UserError(f"{roi['image']}: {reader.shape[1]} x {reader.shape[0]} px, tables/rois.csv says {roi['width']} x {roi['height']}: the image was changed, run the inventory step again")
+        np.lib.format.read_magic(f); np.lib.format.read_array_header_1_0(f)
+        f.seek(first * tile * tile * 3, os.SEEK_CUR)
+        for y in range(0, roi["height"], region):
+            here = table[(table["y"] >= y) & (table["y"] < y + region)]
+            tiles = cut_tiles(read_band(reader, y, region), here.assign(y=here["y"] - y), tile)
+            found += [describe_tile(t[:tile - b, :tile - r]) for t, b, r in zip(tiles, here["pad_bottom"], here["pad_right"])]
+            f.write(tiles.data)
+    return found
+
 def tile_study(
     rois,        # ROI table: roi, image, height, width and the CARRIED columns
     out,         # `.npy` file for the tiles
     region=448,  # side of a region, px
     tile=224,    # side of a tile, px
+    workers=None,  # processes, as in `worker_count`
 ):
-    "The tile table of a study, `tile` (id), `roi`, ... ; writes the tiles (n, tile, tile, 3) uint8. Raises `UserError` where an image is not as the ROI table says."
-    windows = [tile_windows(r.height, r.width, region, tile) for r in rois.itertuples()]
-    parts, header = [], {"descr": "|u1", "fortran_order": False, "shape": (sum(map(len, windows)), tile, tile, 3)}
-    with atomic_path(out) as tmp, open(tmp, "wb") as f:
-        np.lib.format.write_array_header_1_0(f, header)
-        for roi, table in progress(zip(rois.itertuples(), windows), "tiling", len(rois)):
-            found = []
-            with open_roi(roi.image) as reader:
-                if tuple(reader.shape[:2]) != (roi.height, roi.width):
-                    raise UserError(f"{roi.image}: {reader.shape[1]} x {reader.shape[0]} px, tables/rois.csv says {roi.width} x {roi.height}: the image was changed, run the inventory step again")
-                for y in range(0, roi.height, region):
-                    here = table[(table["y"] >= y) & (table["y"] < y + region)]
-                    tiles = cut_tiles(read_band(reader, y, region), here.assign(y=here["y"] - y), tile)
-                    found += [describe_tile(t[:tile - b, :tile - r]) for t, b, r in zip(tiles, here["pad_bottom"], here["pad_right"])]
-                    f.write(tiles.data)
-            table = table.assign(blank=[a for a, _ in found], tissue_fraction=[b for _, b in found])
-            for k, name in enumerate(CARRIED): table.insert(k, name, getattr(roi, name, ""))
-            table.insert(0, "roi", roi.roi); table.insert(0, "tile", [f"{roi.roi}:{k}" for k in range(len(table))])
-            parts.append(table)
+    "The tile table of a study, `tile` (id), `roi`, ... ; writes the tiles (n, tile, tile, 3) uint8. The tiles of an ROI that was set aside count as blank and belong to no split. Raises `UserError` where no image is as the ROI table says."
+    records = [{k: v for k, v in r.items() if k in ("roi", "image", "height", "width")} for r in rois.to_dict("records")]
+    windows, parts = [tile_windows(r["height"], r["width"], region, tile) for r in records], []
+    first = np.cumsum([0, *map(len, windows)]).tolist()
+    with atomic_path(out) as tmp:
+        with open(tmp, "wb") as f:
+            np.lib.format.write_array_header_1_0(f, {"descr": "|u1", "fortran_order": False, "shape": (first[-1], tile, tile, 3)})
+            f.truncate(f.tell() + first[-1] * tile * tile * 3)
+        results = fan_out(partial(tile_job, out=tmp, region=region, tile=tile), list(zip(records, first)), [r["roi"] for r in records], "tiling", workers, lasting=False)
+    for roi, table, found in zip(rois.itertuples(), windows, results):
+        left = isinstance(found, SetAside)
+        table = table.assign(blank=True, tissue_fraction=0.) if left else table.assign(blank=[a for a, _ in found], tissue_fraction=[b for _, b in found])
+        for k, name in enumerate(CARRIED): table.insert(k, name, "set aside" if left and name == "split" else getattr(roi, name, ""))
+        table.insert(0, "roi", roi.roi); table.insert(0, "tile", [f"{roi.roi}:{k}" for k in range(len(table))])
+        parts.append(table)
     return pd.concat(parts, ignore_index=True)

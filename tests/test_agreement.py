@@ -214,7 +214,7 @@ def test_maps_are_judged_by_subject_with_a_t_interval_over_them():
 @pytest.fixture(autouse=True)
 def one_process(monkeypatch):
     "ROIs are measured in this process: starting others takes longer than these small masks."
-    monkeypatch.setattr(measure, "cpu_count", lambda: 1)
+    monkeypatch.setenv("BONEHISTO_WORKERS", "1")
 
 
 MANIFEST = "labels: {dosing_days: [[1, 2, 3], [16, 17, 18]]}\nsubjects: [{id: S1}, {id: S2}, {id: S3}, {id: S4}]\nrois:\n"

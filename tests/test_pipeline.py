@@ -2,6 +2,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -86,7 +87,6 @@ def test_the_same_command_again_does_nothing_and_says_so(study, finished):
 
 
 def test_a_changed_parameter_reruns_its_step_and_those_after_it(study, finished, tmp_path):
-    import shutil
     run = tmp_path / "small"
     shutil.copytree(finished, run)
     before = states(run)
@@ -97,7 +97,6 @@ def test_a_changed_parameter_reruns_its_step_and_those_after_it(study, finished,
 
 
 def test_an_experiment_in_the_run_folder_comes_into_its_report(study, finished, tmp_path):
-    import shutil
     run = tmp_path / "small"
     shutil.copytree(finished, run)
     assert 'id="experiments"' not in (run / "report.html").read_text()
@@ -111,7 +110,6 @@ def test_an_experiment_in_the_run_folder_comes_into_its_report(study, finished, 
 
 
 def test_a_missing_output_is_made_again(study, finished, tmp_path):
-    import shutil
     run = tmp_path / "small"
     shutil.copytree(finished, run)
     (run / "tables/subject_parameters.csv").unlink()
@@ -268,3 +266,34 @@ def test_a_run_cut_off_at_its_very_start_can_be_begun_again(study, tmp_path):
     (tmp_path / "r/log").mkdir(parents=True)
     ok, said = small_run(study, tmp_path / "r", steps=["inventory"])
     assert ok, said
+
+
+def test_an_roi_that_fails_is_set_aside_named_and_tried_again(study, finished, tmp_path):
+    out = tmp_path / "run"
+    shutil.copytree(finished, out)
+    roi = pd.read_csv(out / "tables/rois.csv").iloc[0]
+    others = {p.name: p.stat().st_mtime_ns for p in (out / "masks").glob("*.png")}
+    blocked = out / "masks" / f"{roi['roi']}.png"; blocked.unlink(); blocked.mkdir()  # nothing can be written there
+    ok, said = small_run(study, out, "segment.batch=14")
+    record = read_json(out / "run.json")["steps"]
+    assert not ok and f"1 set aside" in said and list(record["segment"]["set_aside"]) == [roi["roi"]] and record["measure"]["state"] == "done"
+    table = pd.read_csv(out / "tables/roi_segmentation.csv", keep_default_na=False).set_index("roi")
+    assert table.loc[roi["roi"], "state"] == "set aside" and (table["state"] == "segmented").sum() == len(table) - 1
+    assert roi["roi"] in (out / "report.html").read_text() and "set aside" in (out / "report.html").read_text()
+    drawn = {p.name: p.stat().st_mtime_ns for p in (out / "masks").glob("*.png") if not p.is_dir()}
+    blocked.rmdir()
+    ok, said = small_run(study, out, "segment.batch=14")
+    assert ok and "set aside" not in said and blocked.is_file() and not list((out / "log/kept").glob("*"))
+    assert all(p.stat().st_mtime_ns == drawn[p.name] for p in (out / "masks").glob("*.png") if p.name in drawn and "interlabel" not in p.name)  # the others were kept
+    assert (pd.read_csv(out / "tables/roi_segmentation.csv")["state"] == "segmented").all()
+    small_run(study, finished, "segment.batch=14")
+    assert tables(out) == tables(finished)
+
+
+def test_two_workers_give_the_tables_of_one(study, finished, tmp_path, monkeypatch):
+    out = tmp_path / "run"
+    shutil.copytree(finished, out, ignore=shutil.ignore_patterns("tiles.parquet", "roi_segmentation.csv", "roi_parameters.csv"))
+    monkeypatch.setenv("BONEHISTO_WORKERS", "2")
+    ok, said = small_run(study, out)
+    assert ok, said
+    assert tables(out) == tables(finished)

@@ -1,0 +1,73 @@
+"""Sweeps and comparisons of runs: what varies is named, what does not is made once, differences are paired."""
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from bonehisto.compare_runs import compare_runs, run_values
+from bonehisto.files import UserError, read_json, read_table, write_json, write_table
+from bonehisto.sweep import run_sweep
+from synthetic_run import make_run
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory):
+    out = tmp_path_factory.mktemp("study")
+    subprocess.run([sys.executable, "-m", "bonehisto", "phantom", out, "--subjects", "6", "--rois", "1", "--size-px", "448"], check=True, capture_output=True)
+    return out / "data_manifest.yaml"
+
+
+def test_a_sweep_makes_a_run_for_every_combination_and_nothing_twice(study, tmp_path):
+    said = []
+    grid = ["tile.region=448", "pretrain.steps=2,3", "pretrain.batch=16"]
+    ok, table = run_sweep(study, tmp_path / "sweep", "demo", grid, ["inventory", "tile", "pretrain"], said.append)
+    assert ok and table["run"].tolist() == ["pretrain.steps-2", "pretrain.steps-3"] and table["pretrain.steps"].tolist() == [2, 3] and (table["state"] == "done").all()
+    assert any("taken over: inventory, tile" in s for s in said)
+    first, second = (tmp_path / "sweep" / r for r in table["run"])
+    assert (first / "tiles/tiles.npy").samefile(second / "tiles/tiles.npy") and not (first / "run.json").samefile(second / "run.json")
+    assert read_json(second / "run.json")["steps"]["tile"]["from"] == "pretrain.steps-2"
+    assert read_table(first / "tables/pretrain_log.csv")["step"].max() < read_table(second / "tables/pretrain_log.csv")["step"].max()
+    before = {p: p.stat().st_mtime_ns for p in (tmp_path / "sweep").rglob("tables/*")}
+    ok, again = run_sweep(study, tmp_path / "sweep", "demo", grid, ["inventory", "tile", "pretrain"], said.append)
+    assert ok and again.equals(table) and before == {p: p.stat().st_mtime_ns for p in (tmp_path / "sweep").rglob("tables/*")}
+
+
+def test_a_wrong_value_is_found_before_anything_runs(study, tmp_path):
+    for grid, says in ((["pretrain.steps=2,many"], "pretrain.steps"), (["pretrain.stepz=2"], "did you mean"), (["nope=1"], "step.parameter")):
+        with pytest.raises(UserError, match=says): run_sweep(study, tmp_path / "sweep", "demo", grid, say=lambda _: None)
+    assert not (tmp_path / "sweep").exists()
+
+
+def scored(folder, shift, seed=0):
+    "A finished run, made up, whose brightfield Dice is higher by `shift`."
+    make_run(folder, size=64); run = folder
+    rng = np.random.default_rng(seed)
+    write_table(run / "tables/head_scores_subjects.csv", pd.DataFrame([{"domain": "brightfield", "subject": f"S{k:02d}", "class": "tissue mean", "dice": .7 + .03 * k + shift + rng.normal(0, .001),
+                                                                      **dict.fromkeys(("iou", "boundary_f1", "detection_f1", "object_f1", "width_px", "width_error_px"), .5)} for k in range(6)]))
+    return run
+
+
+def test_a_small_shift_shows_in_pairs_where_means_overlap(tmp_path):
+    a, b = scored(tmp_path / "a", 0), scored(tmp_path / "b", .01, 1)
+    values, settings = compare_runs([a, b])
+    row = values[(values["run"] == "b") & (values["name"] == "dice, tissue mean")].iloc[0]
+    assert row["low"] < values[values["name"] == "dice, tissue mean"]["mean"].iloc[0] < row["high"]  # the means' intervals overlap
+    assert .008 < row["difference low"] < row["difference"] < row["difference high"] < .012 and row["pairs"] == 6
+    assert (values.loc[(values["run"] == "b") & (values["kind"] == "parameter"), "difference"].abs() < 1e-9).all()
+    record = read_json(b / "run.json"); record["parameters"]["heads"] = record["parameters"].get("heads", {}) | {"stem": False}
+    write_json(b / "run.json", record)
+    assert "stem" in compare_runs([a, b])[1]["parameter"].tolist()
+    done = subprocess.run([sys.executable, "-m", "bonehisto", "compare", a, b, "--out", tmp_path / "out"], capture_output=True, text=True)
+    assert done.returncode == 0 and "0.01" in done.stdout and {p.name for p in (tmp_path / "out").iterdir()} == {"run_values.csv", "run_settings.csv", "run_scores.png", "run_parameters.png"}, done.stderr
+
+
+def test_a_folder_without_results_cannot_be_compared(tmp_path):
+    a = scored(tmp_path / "a", 0)
+    (tmp_path / "b").mkdir()
+    with pytest.raises(UserError, match="is no run folder"): compare_runs([a, tmp_path / "b"])
+    write_json(tmp_path / "b/run.json", {"steps": {}})
+    with pytest.raises(UserError, match="has no scores"): compare_runs([a, tmp_path / "b"])
+    assert run_values(tmp_path / "b").empty
