@@ -32,13 +32,14 @@ def _shown():
 @app.command()
 def check(
     manifest: Annotated[Path, typer.Argument(help="the study's data_manifest.yaml")],
+    received: Annotated[bool, typer.Option("--received", help="somebody else wrote it: refuse paths and links that leave its folder")] = False,
 ):
     """Check a manifest and every file it names, and show the inventory.
 
     Example: `bonehisto check data/phantom/data_manifest.yaml`
     """
     from bonehisto.inventory import check_study
-    _say(check_study(manifest))
+    _say(check_study(manifest, received))
 
 # %% ../nbs/99_cli.ipynb #2fa2771c
 @app.command()
