@@ -63,7 +63,7 @@ def datasheet(
 ):
     "The datasheet, markdown."
     sizes = sorted(rois["pixel_size_um"].dropna().unique()); days = sorted(rois.loc[rois["modality"] == "fluorescence", "interval_days"].dropna().unique())
-    counts = summarise_rois(rois).round(3).fillna("unknown")
+    counts = summarise_rois(rois).round(3).astype(object).fillna("unknown")
     tables = "\n".join(f"- {d}: {', '.join(f'{c.id} {c.name}' for c in study.class_table(d))}" for d in sorted({m for m in rois['modality'] if m}))
     nothing = "The authors of this release say nothing of how bone was taken, embedded, cut, stained and photographed, of consent and ethics, or of how ROIs were chosen. Ask them before you rely on it."
     return f"""---

@@ -4,14 +4,15 @@
 __all__ = ['NEEDED', 'check_run', 'check_place', 'check_licence', 'write_run', 'names_of', 'release_study']
 
 # %% ../nbs/98_release.ipynb #36a8700c
-import json, os, re, shutil
+import os, re, shutil, sys
 from collections import Counter
+from functools import cache
 from pathlib import Path
 
 import pandas as pd
 
 # %% ../nbs/98_release.ipynb #55488e26
-from .bare_records import bare_notebook, bare_run, bare_value, program_words
+from .bare_records import bare_notebook, bare_run, program_words
 from .bare_study import name_table, write_logs, write_manifest, write_metadata, write_rois, write_tables, write_truth
 from .contact_sheets import check_seen, write_sheets
 from .croissant import need_croissant, write_croissant
@@ -21,6 +22,7 @@ from .inventory import read_rois, require_readable
 from .leaks import leaks, name_pattern
 from .manifest import load_manifest
 from .model_cards import bare_weights, write_card
+from .provenance import PACKAGE
 from .pseudonyms import read_key
 from .recipe import EXTRAS, STEPS
 from .splits import split_subjects
@@ -75,6 +77,11 @@ def write_run(
     return told
 
 # %% ../nbs/98_release.ipynb #57850f97
+@cache
+def _ordinary_words():
+    "Words that stand in the texts of the package's modules, in lower case."
+    return frozenset(w for p in Path(sys.modules[PACKAGE].__file__).parent.glob("*.py") for w in re.findall(r"[a-z]+", p.read_text(encoding="utf-8").lower()))
+
 def names_of(
     study,   # Manifest of the run
     run,     # run folder
@@ -85,6 +92,7 @@ def names_of(
     "`(pattern, short)` of `name_pattern` for a study."
     files = [p for r in study.rois for p in (r.image, r.mask, r.polygon, r.annotations) if p]
     folders = {part for p in (*files, Path(run).resolve(), study.path, study.origin or study.path, study.label_folder) for part in Path(p).parts[:-1] + (Path(p).stem,) if len(part) > 3 and part.casefold() not in str(Path(out).name).casefold()}
+    folders = {f for f in folders if not set(re.split(r"[\W_]+", f.lower())) <= _ordinary_words()}
     remarks = [str(v) for s in study.subjects for k, v in s.covariates.items() if k not in keep and isinstance(v, str) and re.search(r"\d|\S\s+\S", v)]
     given = {s.group for s in study.subjects} | {c.name for t in study.classes.values() for c in t} | {str(v) for s in study.subjects for k, v in s.covariates.items() if k in keep}
     wanted = [*names.subjects, *names.rois, *names.annotators, *folders, *remarks, *([study.name] if study.name and study.name.casefold() not in out.name.casefold() else []), names.key.hex()]
