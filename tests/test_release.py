@@ -135,7 +135,7 @@ def finish(run, path):
     write_table(run / "tables/reader_maps.csv", pd.DataFrame([{"first": secret("annotator") + " Müller", "second": secret("second"), "domain": "brightfield", "class": "osteoid", "score": "dice", "mean": .9, "low": .8, "high": 1., "subjects": 1, "rois": 1}]))
     write_table(run / "tables/head_scores.csv", pd.DataFrame([{"domain": "brightfield", "class": "osteoid", "score": "dice", "mean": .91, "low": .85, "high": .97, "subjects": 2}]))
     data_digest([p for r in study.rois for p in (r.image, r.mask, r.polygon, r.annotations) if p], run / "log/digests.json"); (run / "log/tile.log").write_text(secret("log"))
-    parameters = resolve_parameters("demo", ["compare.cuts=/home/x.csv"]) if False else resolve_parameters("demo", [])
+    parameters = resolve_parameters("demo", [])
     parameters["compare"]["cuts"] = f"/home/{secret('cuts')}.csv"; parameters["tile"]["run"] = f"/home/{secret('runpath')}"
     write_json(run / "run.json", {"name": secret("runname"), "profile": "demo", "created": "2024-05-31T08:15:00+00:00", "manifest": str(path), "commit": "0123abcd4567", "machine": {"processor": "a processor", "cores": 2, "packages": {"bonehisto": "0.1.0"}, "host": secret("host")}, "parameters": parameters,
                                   "labels": {r.id: "0" for r in study.rois}, "steps": {"tile": {"state": "done", "seconds": 2.5, "started": "2024-05-31T08:15:00+00:00", "reason": secret("reason"), "outputs": {f"masks/{study.rois[0].id}.png": 3}}}})
@@ -190,8 +190,8 @@ def everything_in(path):
 def test_no_planted_name_is_left(run, out):
     assert len(SECRETS) > 45
     everything = {p: everything_in(p) for p in out.rglob("*") if p.is_file()} | {p: p.name.encode() for p in out.rglob("*") if p.is_dir()}
-    sought = [re.compile(re.escape(w), re.I) for w in (*(s.encode() for s in SECRETS), b"M\xc3\xbcller", b"M\\\\u00fcller", b"2021-03", b"2021:03", b"1950-01", b"2024-05", b"4501[0-9]", b"45100", str(run.parent).encode())]
-    found = [(p.relative_to(out).as_posix(), w.pattern) for p, data in everything.items() for w in sought if w.search(data)]
+    sought = [w.lower() for w in (*(s.encode() for s in SECRETS), "Müller".encode(), b"M\\u00fcller", b"2021-03", b"2021:03", b"1950-01", b"2024-05", b"45012", b"45100", str(run.parent).encode())]
+    found = [(p.relative_to(out).as_posix(), w) for p, data in everything.items() for low in [data.lower()] for w in sought if w in low]
     assert not found
     assert (run.parent / "bones.key").read_text().strip().encode() not in b"".join(everything.values())
 
@@ -213,7 +213,7 @@ def test_pixels_sizes_and_intervals_stay(run, out, pairs):
     deep = next(b.image for a, b in pairs if a.id.endswith("_1")); assert image_facts(deep).bits == 16
     with Image.open(pairs[-1][1].image) as im: assert round(25400 / im.info["dpi"][0], 3) == 0.5
     with tifffile.TiffFile(pairs[2][1].image) as tif: assert tif.pages[0].get_resolution()[0] == 20000
-    assert not (out / "data").rglob("*.jpg").__next__() if list((out / "data").rglob("*.jpg")) else True
+    assert not list(out.rglob("*.jpg"))
 
 
 def test_the_release_loads_back(run, out):
@@ -230,17 +230,18 @@ def test_the_release_loads_back(run, out):
     assert {s.group for s in new.subjects} == {"low", "high"}
 
 
-def test_labels_are_the_same_by_hashed_hands(run, out, pairs):
+def test_labels_are_the_same_by_hashed_hands(run, out, pairs, tmp_path):
+    shutil.copytree(out / "labels", tmp_path / "labels")  # going on with a record writes beside it
     old, new = load_manifest(run / "manifest.yaml"), load_manifest(out)
     names = {Path(p).stem for p in (out / "labels").glob("*/*.jsonl")}
     assert len(names) == 2 and all(re.fullmatch("A[0-9a-f]{12}", n) for n in names) and len(new.labelled) == 1
     a, b = pairs[2]; logs = sorted((out / "labels" / b.id).glob("*.jsonl")); assert len(logs) == 2
     for log in logs:
-        again = Record(new.label_folder, b.id, log.stem, b.image, new.class_table(b.modality), b.pixel_size_um, write=True)
-        twin = Record(old.label_folder, a.id, SECRETS[SECRETS.index(secret("second"))], write=False)
+        again = Record(tmp_path / "labels", b.id, log.stem, b.image, new.class_table(b.modality), b.pixel_size_um, write=True)
+        twin = Record(old.label_folder, a.id, secret("second"), write=False)
         assert not again.why and (again.map == twin.map).all() and [m["cls"] for m in again.marks] == ["osteoblast"] and again.finished; again.close()
-    for kind in ("unlabelled",):
-        c, d = pairs[8]; assert (read_mask(d.mask, new.class_table(d.modality), unlabelled=True) == UNLABELLED).any() and d.mask.parent == new.label_folder
+    c, d = pairs[8]
+    assert (read_mask(d.mask, new.class_table(d.modality), unlabelled=True) == UNLABELLED).any() and d.mask.parent == new.label_folder
     gaps = lambda events: np.diff([pd.Timestamp(e["time"]).value for e in events])
     mine = Record(old.label_folder, a.id, secret("second"), write=False).events()
     assert any((gaps(mine) == gaps([json.loads(x) for x in log.read_text().splitlines()])).all() for log in logs if len(log.read_text().splitlines()) == len(mine))
@@ -253,12 +254,12 @@ def test_models_work_and_every_checkpoint_has_a_card(run, out):
         card = weights.with_suffix(".md").read_text()
         assert yaml.safe_load(card.split("---")[1])["license"] == "cc-by-4.0" and file_digest(weights) in card
         assert all(f"## {h}" in card for h in ("Data", "Training", "Scores", "Limits")) and "no diagnosis" in card
-    assert "0.910 (0.850-0.970)" in (out / "models/checkpoints/head_brightfield.md").read_text() and "12 in mineral" not in card
+    assert "0.910 (0.850-0.970)" in (out / "models/checkpoints/head_brightfield.md").read_text()
 
 
 def test_datasheet_and_checksums(out):
     sheet = (out / "README.md").read_text()
-    assert "CC-BY-4.0" in sheet and "0.900 (0.800-1.000)" in sheet and "say nothing of how bone was taken" in sheet and "10 of 12" not in sheet
+    assert "CC-BY-4.0" in sheet and "0.900 (0.800-1.000)" in sheet and "say nothing of how bone was taken" in sheet
     assert "11 of 12 ROIs have a mask; 1 of them were made in the program's annotator" in sheet
     for line in (out / "SHA256SUMS").read_text().splitlines(): assert file_digest(out / line[66:]) == line[:64]
     assert len((out / "SHA256SUMS").read_text().splitlines()) == sum(p.is_file() for p in out.rglob("*")) - 1
@@ -285,10 +286,11 @@ def test_hugging_face_reads_it_as_an_image_folder(out, tmp_path, monkeypatch):
 
 def test_the_same_key_gives_the_same_hashes_and_another_others(run, out, tmp_path):
     again, other = made(run, tmp_path / "bones", run.parent / "bones.key"), made(run, tmp_path / "others", tmp_path / "other.key")
+    assert (tmp_path / "other.key").stat().st_mode & 0o777 == 0o600
     names = lambda folder: {p.name for p in folder.glob("data/*/images/*")}
     assert names(again) == names(out) and not names(other) & names(out)
     same = {p.relative_to(out) for p in out.rglob("*") if p.is_file() and p.read_bytes() == (again / p.relative_to(out)).read_bytes()}
-    assert len(same) == sum(p.is_file() for p in out.rglob("*")) and (tmp_path / "other.key").stat().st_mode & 0o777 == 0o600
+    assert len(same) == sum(p.is_file() for p in out.rglob("*"))
 
 
 def left_behind(folder): return sorted(p.name for p in folder.iterdir() if not p.name.endswith(("_report", ".key")))
@@ -300,9 +302,7 @@ def test_what_is_refused_leaves_nothing(run, out, tmp_path, monkeypatch):
         with pytest.raises(UserError, match=match): go(**told)
     with pytest.raises(UserError, match="is there already"): release_study(run, out, "CC-BY-4.0", tmp_path / "k.key")
     with pytest.raises(UserError, match="look at the sheet"): go()
-    for keep, match in ((["brn"], "known: batch, biopsied, born"), (["remark"], "a name that the study knows|no subject")):
-        if keep == ["remark"]: continue
-        with pytest.raises(UserError, match=match): go(keep=keep, looked_at=True)
+    with pytest.raises(UserError, match="--keep brn: no subject has it: known: batch, biopsied, born"): go(keep=["brn"], looked_at=True)
     (tmp_path / "about.md").write_text(f"Sections of {SUBJECT['S3']}.")
     with pytest.raises(UserError, match="README.md: 1 time: a name that the study knows"): go(looked_at=True, about=tmp_path / "about.md")
     (tmp_path / "k.key").chmod(0o644)
@@ -349,7 +349,7 @@ def test_a_released_or_received_manifest_stays_in_its_folder(tmp_path, change, m
 def test_a_released_manifest_may_name_what_lies_beside_it(tmp_path):
     path = write_study(tmp_path / "got", lambda s: s.update(released=True, data_root="."))
     (tmp_path / "got/again.png").symlink_to(tmp_path / "got/images/S0_b.png")
-    assert len(load_manifest(path).rois) == 12 and "released" not in save_manifest(load_manifest(path), tmp_path / "run/manifest.yaml").read_text()
+    assert len(load_manifest(path).rois) == 12 and "released:" not in save_manifest(load_manifest(path), tmp_path / "run/manifest.yaml").read_text()
 
 
 def test_the_command_says_what_it_wrote(run, tmp_path, capsys):
