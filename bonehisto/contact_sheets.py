@@ -34,6 +34,10 @@ def small_picture(
 SIDE, ACROSS, DOWN = 600, 4, 3  # px of a picture, pictures in a row, rows of a sheet
 CAPTION = 28  # px
 
+def _lightened(picture):
+    "A dark picture with its shadows lifted: letters of a few grey values are letters."
+    return (255 * np.sqrt(picture / 255)).round().astype(np.uint8) if np.median(picture) < 64 else picture
+
 def _digests(images): return digest([file_digest(p) for p in images])
 
 def write_sheets(
@@ -47,7 +51,8 @@ def write_sheets(
         sheet = Image.new("RGB", (ACROSS * SIDE, DOWN * (SIDE + CAPTION)), "white"); pen = ImageDraw.Draw(sheet)
         for k, (path, text) in enumerate(list(zip(images, captions))[start:start + ACROSS * DOWN]):
             x, y = k % ACROSS * SIDE, k // ACROSS * (SIDE + CAPTION)
-            sheet.paste(Image.fromarray(small_picture(path, SIDE)), (x, y)); pen.text((x + 4, y + SIDE + 2), text, "black", font)
+            picture = _lightened(small_picture(path, SIDE))
+            sheet.paste(Image.fromarray(picture), (x, y)); pen.text((x + 4, y + len(picture) + 2), text, "black", font)
         with atomic_path(folder / f"sheet_{n + 1:03d}.jpg") as tmp: sheet.save(tmp, quality=92)
         sheets.append(folder / f"sheet_{n + 1:03d}.jpg")
     write_json(folder / "seen.json", {"images": _digests(images), "sheets": len(sheets)})

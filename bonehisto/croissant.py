@@ -21,19 +21,19 @@ COLUMNS = {"roi": "TEXT", "subject": "TEXT", "group": "TEXT", "modality": "TEXT"
 MEANS = {"roi": "keyed hash of the region of interest", "subject": "keyed hash of the person or animal", "group": "group of the study", "modality": "brightfield, fluorescence, or empty where open", "split": "train, val or test, by subject",
          "pixel_size_um": "micrometres per pixel", "height": "pixels", "width": "pixels", "interval_days": "days between two fluorescent labels"}
 
-def _record_set(mlc, masked):
-    column = lambda name, kind, means, **more: mlc.Field(id=f"rois/{name}", name=name, description=means, data_types=getattr(mlc.DataType, kind), source=mlc.Source(file_object="rois.csv", extract=mlc.Extract(column=name)), **more)
-    content = lambda name, files: mlc.Field(id=f"rois/{name}_content", name=f"{name}_content", data_types=mlc.DataType.IMAGE_OBJECT, source=mlc.Source(file_set=files, extract=mlc.Extract(file_property="content")))
-    joined = lambda name, files: [column(f"{name}_file", "TEXT", f"file name of the {name}", references=mlc.Source(file_set=files, extract=mlc.Extract(file_property="filename"))), content(name, files)]
-    fields = [column(n, kind, MEANS[n]) for n, kind in COLUMNS.items()] + joined("image", "images") + (joined("mask", "masks") if masked else [])
-    return mlc.RecordSet(id="rois", name="rois", description="one record per region of interest", key="rois/roi", fields=fields)
+def _record_set(mlc, kind, columns):
+    "One record a file of a kind, image or mask, with these columns of the ROI table."
+    column = lambda name, type, means, **more: mlc.Field(id=f"{kind}s_of_rois/{name}", name=name, description=means, data_types=getattr(mlc.DataType, type), source=mlc.Source(file_object="rois.csv", extract=mlc.Extract(column=name)), **more)
+    fields = [column(n, COLUMNS[n], MEANS[n]) for n in columns] + [
+        column(f"{kind}_file", "TEXT", f"file name of the {kind}", references=mlc.Source(file_set=f"{kind}s", extract=mlc.Extract(file_property="filename"))),
+        mlc.Field(id=f"{kind}s_of_rois/{kind}", name=kind, description=f"the {kind}", data_types=mlc.DataType.IMAGE_OBJECT, source=mlc.Source(file_set=f"{kind}s", extract=mlc.Extract(file_property="content")))]
+    return mlc.RecordSet(id=f"{kind}s_of_rois", name=f"{kind}s_of_rois", description=f"one record per region of interest and its {kind}", key=f"{kind}s_of_rois/roi", fields=fields)
 
 def write_croissant(
     folder,       # release: tables/ and data/ lie in it
     name,         # of the data set
     licence,      # as given
     description,  # a sentence or two
-    masked,       # whether every ROI has a mask: only then are masks part of a record
     said,         # dict: data_collection, data_annotation_protocol, data_limitations ... of the Responsible AI vocabulary
 ):
     "Writes and validates `croissant.json`; the path and what the validator recommends. Raises `UserError` where it is not valid."
@@ -44,7 +44,7 @@ def write_croissant(
     sets = [mlc.FileSet(id=n, name=n, includes=[f"data/*/{n}/*"], encoding_formats=["image/png", "image/tiff"]) for n in ("images", "masks") if any(folder.glob(f"data/*/{n}/*"))]
     try:
         found = mlc.Metadata(name=name, description=description, license=[licence], version="1.0.0", date_published=datetime.now(timezone.utc).replace(hour=0, minute=0, second=0, microsecond=0, tzinfo=None),
-                             distribution=files + sets, record_sets=[_record_set(mlc, masked)], **said)
+                             distribution=files + sets, record_sets=[_record_set(mlc, s.name[:-1], list(COLUMNS) if s.name == "images" else ["roi"]) for s in sets], **said)
         path = write_json(folder / "croissant.json", found.to_json())
         issues = mlc.Dataset(jsonld=str(path)).metadata.ctx.issues
     except mlc.ValidationError as e: raise UserError(f"croissant.json: not valid: {e}") from e

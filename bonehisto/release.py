@@ -126,7 +126,7 @@ def _write(run, study, rois, names, keep, licence, about, out, name):
     code = f"bonehisto {(told['machine'].get('packages') or {}).get('bonehisto', '')}".strip() + f" (run at commit {told.get('commit') or 'unknown'})"
     with atomic_path(out / "README.md") as tmp: tmp.write_text(datasheet(name, licence, new, table, who, agree, removed, about, columns, sorted(keep), models, code), encoding="utf-8")
     write_json(out / "removed.json", removed)
-    write_croissant(out, name, licence, f"{len(table)} regions of interest from bone sections of {table['subject'].nunique()} subjects, with class masks, for histomorphometry.", bool((table["mask"] != "").all()),
+    write_croissant(out, name, licence, f"{len(table)} regions of interest from bone sections of {table['subject'].nunique()} subjects, with class masks, for histomorphometry.",
                     {"data_collection": about.strip() or "See README.md: its authors say nothing here.", "data_annotation_protocol": [who.split("\n")[0]], "data_limitations": ["One study; research use, no diagnosis."], "personal_sensitive_information": ["Images of tissue. Names were replaced by keyed hashes, dates were moved."]})
 
 def _check(out, rois, names):

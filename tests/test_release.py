@@ -269,8 +269,9 @@ def test_croissant_is_valid_and_gives_records(out):
     import mlcroissant
     data = mlcroissant.Dataset(str(out / "croissant.json"))
     assert not data.metadata.ctx.issues.errors and data.metadata.license == ["CC-BY-4.0"]
-    records = list(data.records("rois"))
-    assert len(records) == 12 and all(r["rois/image_content"].size == (64, 48) for r in records) and {r["rois/split"] for r in records} == {b"train", b"val", b"test"}
+    records, masks = list(data.records("images_of_rois")), [r for r in data.records("masks_of_rois") if r["masks_of_rois/mask"] is not None]
+    assert len(records) == 12 and all(r["images_of_rois/image"].size == (64, 48) for r in records) and {r["images_of_rois/split"] for r in records} == {b"train", b"val", b"test"}
+    assert len(masks) == 11 and {r["masks_of_rois/roi"] for r in masks} < {r["images_of_rois/roi"] for r in records}
 
 
 def test_hugging_face_reads_it_as_an_image_folder(out, tmp_path, monkeypatch):
