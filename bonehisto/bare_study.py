@@ -140,13 +140,14 @@ def write_truth(
     names,    # NameTable
     out,      # folder of the release
 ):
-    "Writes `tables/truth_subjects.csv` where the study has true values; whether it does."
+    "Writes `tables/truth_subjects.csv` where the study has true values of parameters that the run measured; whether it does."
     if not study.truth: return False
     table = read_table(study.truth, dtype={"subject": str}); given = table.shape[1]
     columns = [c for c in table if c in known and pd.api.types.is_numeric_dtype(table[c])]
+    names.count("tables/truth_subjects.csv", {"columns": given - 1 - len(columns)})
+    if not columns: return False
     table = table[table["subject"].isin(names.subjects)]
     write_table(Path(out) / "tables/truth_subjects.csv", table[columns].assign(subject=table["subject"].map(names.subjects))[["subject", *columns]].sort_values("subject"))
-    names.count("tables/truth_subjects.csv", {"columns": given - 1 - len(columns)})
     return True
 
 # %% ../nbs/97_bare_study.ipynb #e4e7ed03

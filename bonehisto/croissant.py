@@ -4,6 +4,7 @@
 __all__ = ['COLUMNS', 'MEANS', 'need_croissant', 'write_croissant']
 
 # %% ../nbs/97_croissant.ipynb #eacfaaca
+import logging
 from datetime import datetime, timezone
 from pathlib import Path
 
@@ -36,16 +37,18 @@ def write_croissant(
     description,  # a sentence or two
     said,         # dict: data_collection, data_annotation_protocol, data_limitations ... of the Responsible AI vocabulary
 ):
-    "Writes and validates `croissant.json`; the path and what the validator recommends. Raises `UserError` where it is not valid."
+    "Writes and validates `croissant.json`; the path. Raises `UserError` where it is not valid."
     mlc, folder = need_croissant(), Path(folder)
     kinds = {".csv": "text/csv", ".parquet": "application/x-parquet", ".yaml": "application/yaml", ".md": "text/markdown"}
     tables = [p for p in (*sorted((folder / "tables").iterdir()), folder / "data_manifest.yaml", folder / "README.md") if p.exists()]
     files = [mlc.FileObject(id=p.name, name=p.name, content_url=p.relative_to(folder).as_posix(), encoding_formats=[kinds[p.suffix]], sha256=file_digest(p)) for p in tables]
     sets = [mlc.FileSet(id=n, name=n, includes=[f"data/*/{n}/*"], encoding_formats=["image/png", "image/tiff"]) for n in ("images", "masks") if any(folder.glob(f"data/*/{n}/*"))]
+    logger = logging.getLogger("absl"); loud = logger.level; logger.setLevel(logging.ERROR)  # what is only recommended is no news to the user
     try:
         found = mlc.Metadata(name=name, description=description, license=[licence], version="1.0.0", date_published=datetime.now(timezone.utc).replace(hour=0, minute=0, second=0, microsecond=0, tzinfo=None),
                              distribution=files + sets, record_sets=[_record_set(mlc, s.name[:-1], list(COLUMNS) if s.name == "images" else ["roi"]) for s in sets], **said)
         path = write_json(folder / "croissant.json", found.to_json())
-        issues = mlc.Dataset(jsonld=str(path)).metadata.ctx.issues
+        mlc.Dataset(jsonld=str(path))
     except mlc.ValidationError as e: raise UserError(f"croissant.json: not valid: {e}") from e
-    return path, sorted(issues.warnings)
+    finally: logger.setLevel(loud)
+    return path

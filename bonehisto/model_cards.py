@@ -76,7 +76,7 @@ def _encoder_card(run, told):
     apart = Path(run) / "tables/separation.csv"
     return "encoder", f"A vision transformer {shape['dim']} wide with {shape['depth']} blocks, {shape['heads']} heads, {shape['patch']} px patches and {shape['num_registers']} register tokens, pretrained without labels by LeJEPA, {begun}. Everything else in this folder stands on it.", f"""Tiles of the study; pretraining used the splits that `record/run.json` names.
 
-{_learnt_from(run)}""", f"{', '.join(f'{k} {v}' for k, v in recipe.items())}.\n\n{verdict}", as_table(read_table(apart).round(3)) if apart.exists() else NO_SCORES
+{_learnt_from(run)}""", f"{', '.join(f'{k} {v}' for k, v in recipe.items())}.\n\n{verdict}", "How far the domains lie apart in its features, over tiles of all splits, beside random weights of the same shape; what the features are worth on subjects that they never saw is for the cards of router and heads to say.\n\n" + as_table(read_table(apart).round(3)) if apart.exists() else NO_SCORES
 
 def _router_card(run, told):
     table = Path(run) / "tables/router_confusion.csv"
@@ -93,7 +93,7 @@ def _head_card(run, told):
 
 # %% ../nbs/96_model_cards.ipynb #35825d7d
 LIMITS = """- Research use, no diagnosis.
-- Scores are those of held-out subjects of the same study: the same laboratory, stains and microscopes. On images from elsewhere they will be lower, by how much only labels from there can tell.
+- Scores are those of the same study: the same laboratory, stains and microscopes. On images from elsewhere they will be lower, by how much only labels from there can tell.
 - Intervals speak of subjects; with few of them they are wide, and rough.
 - Decalcified bone, other stains, artefacts and pixel sizes that the study does not hold were not learnt. The router abstains on much of what is strange, not on all of it.
 - Weights may hold traces of the images they learnt from: give them away only where the images could be."""

@@ -161,7 +161,8 @@ def release_study(
         made = write_sheets(images, [f"rois[{k}] of manifest.yaml" for k in range(len(images))], sheets)
         raise UserError(f"{sheets}: look at {'the sheet' if len(made) == 1 else f'all {len(made)} sheets'} in this folder for names, dates or numbers in the pixels of the images, then run the same command with --looked-at; an image that shows any must be cut or left out first. Nothing was released")
     check_seen(images, sheets)
-    names, stage = name_table(study, names_key), out.with_name(f".{out.name}.{os.getpid()}.part")
+    names, stage = name_table(study, names_key), out.with_name(f".{out.name}.part")
+    shutil.rmtree(stage, ignore_errors=True)  # of a call that was killed
     try:
         _write(run, study, rois, names, set(keep), licence, Path(about).read_text(encoding="utf-8") if about else "", stage, out.name)
         _check(stage, rois, names)

@@ -356,7 +356,9 @@ def test_a_released_manifest_may_name_what_lies_beside_it(tmp_path):
 def test_the_command_says_what_it_wrote(run, tmp_path, capsys):
     call = lambda looked: release(run, tmp_path / "bones", "https://example.org/licence", tmp_path / "k.key", None, None, looked)
     with pytest.raises(UserError, match="look at the sheet"): call(False)
+    (tmp_path / ".bones.part").mkdir(); (tmp_path / ".bones.part/half").write_text("of a call that was killed")
     call(True)
+    assert not (tmp_path / "bones/half").exists() and left_behind(tmp_path) == ["bones"]
     said = capsys.readouterr().out
     assert "12 ROIs of 6 subjects" in said and "keep" in said and yaml.safe_load((tmp_path / "bones/README.md").read_text().split("---")[1])["license_link"] == "https://example.org/licence"
 
