@@ -364,7 +364,7 @@ def test_the_command_says_what_it_wrote(run, tmp_path, capsys):
 
 
 @pytest.mark.slow
-def test_a_release_runs_from_images_to_report(out, tmp_path):
+def test_the_first_steps_of_a_run_take_the_release(out, tmp_path):
     from bonehisto.pipeline import run_study
     assert run_study(out / "data_manifest.yaml", tmp_path / "run", "demo", steps=["inventory", "tile"])
     assert set(read_table(tmp_path / "run/tables/rois.csv")["roi"]) == set(read_table(out / "tables/rois.csv")["roi"])
