@@ -2,8 +2,8 @@
 
 # %% auto #0
 __all__ = ['app', 'console', 'labels', 'check', 'phantom', 'run', 'pretrain', 'pretrain_ranks', 'benchmark', 'experiment',
-           'robustness', 'label_efficiency', 'queue_benchmark', 'ship', 'rerun', 'sweep', 'compare', 'segment',
-           'measure', 'agreement', 'annotate', 'readers', 'export_', 'import_', 'power', 'Stopped', 'main']
+           'robustness', 'label_efficiency', 'queue_benchmark', 'ship', 'release', 'rerun', 'sweep', 'compare',
+           'segment', 'measure', 'agreement', 'annotate', 'readers', 'export_', 'import_', 'power', 'Stopped', 'main']
 
 # %% ../nbs/99_cli.ipynb #490a3e29
 import os, signal, sys
@@ -38,13 +38,14 @@ def _shown():
 @app.command()
 def check(
     manifest: Annotated[Path, typer.Argument(help="the study's data_manifest.yaml")],
+    received: Annotated[bool, typer.Option("--received", help="somebody else wrote it: refuse paths and links that leave its folder")] = False,
 ):
     """Check a manifest and every file it names, and show the inventory.
 
     Example: `bonehisto check data/phantom/data_manifest.yaml`
     """
     from bonehisto.inventory import check_study
-    _say(check_study(manifest))
+    _say(check_study(manifest, received))
 
 # %% ../nbs/99_cli.ipynb #2fa2771c
 @app.command()
@@ -207,6 +208,24 @@ def ship(
     """
     from bonehisto.ship import ship_weights
     _say(f"wrote {ship_weights(run, scores, about, out)}")
+
+# %% ../nbs/99_cli.ipynb #03abd08f
+@app.command()
+def release(
+    run: Annotated[Path, typer.Argument(help="a finished run folder")],
+    out: Annotated[Path, typer.Option(help="new folder for the release; its name is the name of the data set")],
+    licence: Annotated[str, typer.Option(help="short name as spdx.org lists it, e.g. CC-BY-4.0, or an https address")],
+    key: Annotated[Path, typer.Option(help="file of the key that turns names into hashes; made where it is missing, never given away")],
+    keep: Annotated[Optional[list[str]], typer.Option(help="a covariate that stays, may be repeated; all others are dropped")] = None,
+    about: Annotated[Optional[Path], typer.Option(help="markdown on how the data were made, consent and ethics, for the datasheet")] = None,
+    looked_at: Annotated[bool, typer.Option("--looked-at", help="I have looked through the contact sheets that the first call wrote, and no image shows a name, date or number")] = False,
+):
+    """Write a run as a data set without names: images, masks, tiles, splits, datasheet, metadata, checksums, models with cards.
+
+    Example: `bonehisto release runs/study --out data/bones --licence CC-BY-4.0 --key ../bones.key --keep sex`
+    """
+    from bonehisto.release import release_study
+    release_study(run, out, licence, key, keep or (), about, looked_at, say=_say)
 
 # %% ../nbs/99_cli.ipynb #064af798
 def _finish(ok, out):

@@ -145,6 +145,7 @@ class Study(Entry):
     label_folder: Optional[Path] = Field(None, description="give the folder where the annotator keeps labels, e.g. labels, or leave it out for `labels` beside the manifest")
     truth: Optional[Path] = Field(None, description="give a table with a column `subject` and true parameters, e.g. truth_subjects.csv, or leave it out")
     origin: Optional[Path] = Field(None, description="leave it out: it is written into copies")
+    released: bool = Field(False, description="give true where the files lie in the manifest's own folder and nowhere else, or leave it out")
 
 # %% ../nbs/09_entries.ipynb #0ae99e08
 def _shown(value):

@@ -2,7 +2,8 @@
 
 # %% auto #0
 __all__ = ['UNLABELLED', 'to_eight_bits', 'to_rgb', 'conversion_notes', 'ImageRecord', 'read_image', 'image_size', 'RoiReader',
-           'open_roi', 'read_mask', 'write_mask', 'write_probabilities', 'read_probabilities', 'read_polygon']
+           'open_roi', 'read_ids', 'read_mask', 'write_mask', 'write_probabilities', 'read_probabilities',
+           'read_polygon']
 
 # %% ../nbs/12_images.ipynb #e0ba1cec
 import json
@@ -111,8 +112,11 @@ def open_roi(path):
     return RoiReader(path)
 
 # %% ../nbs/12_images.ipynb #76d44269
-def _mask_samples(path, notes):
-    "The ids in a mask file as they are, `(H, W)`."
+def read_ids(
+    path,   # PNG, TIFF or BMP
+    notes,  # list that conversions are appended to
+):
+    "The ids in a mask file as they are, bool or whole numbers `(H, W)`. Raises `UserError` where it holds none."
     facts_error = None
     try: facts = image_facts(path)
     except UserError as e: facts_error, facts = e, None
@@ -155,7 +159,7 @@ def read_mask(
 ):
     "Class ids uint8 `(H, W)`. Raises `UserError` where the size is another, or ids are outside the class table."
     notes = [] if notes is None else notes
-    ids = _mask_samples(Path(path), notes)
+    ids = read_ids(Path(path), notes)
     if shape is not None and ids.shape != tuple(shape[:2]):
         raise UserError(f"{path}: is {ids.shape[1]} x {ids.shape[0]} pixels, its image {shape[1]} x {shape[0]}: save the mask at the image's size")
     if kind == "instances": return (ids > 0).astype(np.uint8)

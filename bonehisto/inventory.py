@@ -134,9 +134,10 @@ def require_readable(
 
 def check_study(
     path,  # data_manifest.yaml
+    received=False,  # as in `load_manifest`
 ):
     "The text of `bonehisto check`: what the study holds and what to know. Raises `UserError` with all problems."
-    manifest = load_manifest(path)
+    manifest = load_manifest(path, received)
     rois, notes = require_readable(manifest)
     splits, said = split_subjects(manifest)
     rois["split"] = rois["subject"].map(dict(zip(splits["subject"], splits["split"])))
