@@ -22,6 +22,6 @@ setup(
     package_data={"bonehisto": ["profiles/*.yaml", "templates/*.html", "weights/*", "cuts/*.csv", "static/*", "static/jupyter/voila/templates/*/*"], "bonehisto.steps": ["*.ipynb"]},
     python_requires=f">={cfg['min_python']}",
     install_requires=cfg["requirements"].split(),
-    extras_require={"dev": cfg["dev_requirements"].split(), "lora": cfg["lora_requirements"].split(), "peers": cfg["peers_requirements"].split()},
+    extras_require={name: cfg[f"{name}_requirements"].split() for name in ("dev", "lora", "peers", "slides", "czi")},
     entry_points={"console_scripts": cfg["console_scripts"].split()},
 )

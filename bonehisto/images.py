@@ -39,6 +39,9 @@ def to_rgb(
     pixels = to_eight_bits(samples, facts.top)
     if facts.inverted: pixels = 255 - pixels
     if pixels.ndim == 2: return np.repeat(pixels[..., None], 3, axis=2)
+    if facts.channels:
+        light = np.array([[int(colour[i:i + 2], 16) / 255 for i in (1, 3, 5)] for _, colour in facts.channels], np.float32)
+        return np.minimum(pixels @ light + 0.5, 255).astype(np.uint8)
     if facts.colour == "cmyk" and pixels.shape[2] == 4:
         light = 255 - pixels.astype(np.uint16)
         return ((light[..., :3] * light[..., 3:] + 127) // 255).astype(np.uint8)
@@ -55,6 +58,7 @@ def conversion_notes(
     said = {"grey": "greyscale, repeated to three channels", "grey+alpha": "greyscale with transparency, laid on white", "palette": "palette colours looked up",
             "rgba": "transparency laid on white", "cmyk": "CMYK ink converted to RGB without a colour profile"}
     notes = [said[facts.colour]] if facts.colour in said else []
+    if facts.channels: notes.append(f"{len(facts.channels)} channels added in the colours of the OME-XML: {', '.join(f'{name} {colour}' for name, colour in facts.channels)}")
     if facts.bits == 16: notes.append(f"16 bits scaled to 8: {facts.top} becomes 255")
     if facts.bits == 1: notes.append("black and white: 0 and 255")
     if facts.inverted: notes.append("stored with 0 as white, turned round")
