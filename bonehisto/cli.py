@@ -3,7 +3,7 @@
 # %% auto #0
 __all__ = ['app', 'console', 'labels', 'check', 'phantom', 'run', 'pretrain', 'pretrain_ranks', 'benchmark', 'experiment',
            'robustness', 'label_efficiency', 'queue_benchmark', 'ship', 'rerun', 'segment', 'measure', 'agreement',
-           'annotate', 'readers', 'export_', 'import_', 'power', 'cut', 'Stopped', 'main']
+           'annotate', 'readers', 'export_', 'import_', 'power', 'cut', 'tables', 'Stopped', 'main']
 
 # %% ../nbs/99_cli.ipynb #490a3e29
 import signal, sys
@@ -377,6 +377,20 @@ def cut(
     from bonehisto.slide_cuts import cut_slide
     cuts = cut_slide(slide, rois, pixel_size_um, out, subject, modality, slide_pixel_size_um)
     _say(f"wrote {len(cuts)} ROIs to {out / 'images'}; fill in {out / 'rois.csv'} and {out / 'subjects.csv'}, then: bonehisto check {out / 'data_manifest.yaml'}")
+
+# %% ../nbs/99_cli.ipynb #c782eece
+@app.command()
+def tables(
+    run: Annotated[Path, typer.Argument(help="a run folder")],
+    out: Annotated[Path, typer.Option(help="folder for the files")],
+    maps: Annotated[bool, typer.Option(help="masks as TIFF, overlays as PNG and outlines as GeoJSON too")] = True,
+):
+    """Write the results of a run for other programs: CSV and parquet with a data dictionary, a workbook, masks, overlays, GeoJSON.
+
+    Example: `bonehisto tables runs/study --out results`
+    """
+    from bonehisto.tables_out import write_results
+    _say(write_results(run, out, maps))
 
 # %% ../nbs/99_cli.ipynb #a4a27bb2
 class Stopped(BaseException):
