@@ -5,7 +5,7 @@ __all__ = ['UNLABELLED', 'to_eight_bits', 'to_rgb', 'conversion_notes', 'ImageRe
            'open_roi', 'read_mask', 'write_mask', 'write_probabilities', 'read_probabilities', 'read_polygon']
 
 # %% ../nbs/12_images.ipynb #e0ba1cec
-import json
+import json, math
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from shapely.geometry import shape as as_geometry
 from skimage.draw import polygon as fill_polygon
 
 from .files import UserError, atomic_path
-from .image_formats import TiffRows, check_whole, damaged, image_facts, open_tiff, read_samples
+from .image_formats import MAX_PIXELS, TiffRows, check_whole, damaged, image_facts, open_tiff, read_samples
 
 # %% ../nbs/12_images.ipynb #1d6c34e2
 def to_eight_bits(
@@ -126,7 +126,9 @@ def _mask_samples(path, notes):
             if Path(path).suffix.lower() not in (".tif", ".tiff"): raise facts_error
             with open_tiff(path) as tif:
                 if len(tif.pages) != 1: raise UserError(f"{path}: holds {len(tif.pages)} images: a mask is one")
-                ids = tif.pages[0].asarray()
+                page = tif.pages[0]
+                if (n := math.prod(page.shape)) > MAX_PIXELS or page.imagedepth > 1: raise UserError(f"{path}: claims to hold {n / 1e6:.0f} million numbers, a mask has {MAX_PIXELS / 1e6:.0f} million at most: cut it into ROIs")
+                ids = page.asarray()
         else:
             check_whole(facts)
             with Image.open(path) as im: ids = np.asarray(im)  # a palette's indices are the ids
@@ -203,8 +205,11 @@ def write_probabilities(
 
 def read_probabilities(path):
     "Class probabilities (H, W, classes) uint8. Raises `UserError` where the file is damaged."
-    try: found = tifffile.imread(path)
-    except (OSError, ValueError, tifffile.TiffFileError) as e: raise UserError(f"{path}: not readable class probabilities ({e}): segment the ROI again") from e
+    try:
+        with open_tiff(path) as tif:
+            if sum(math.prod(p.shape) for p in tif.pages) > 8 * MAX_PIXELS: raise ValueError("it claims to be larger than any ROI")
+            found = np.stack([p.asarray() for p in tif.pages])
+    except Exception as e: raise UserError(f"{path}: not readable class probabilities ({e}): segment the ROI again") from e
     if found.ndim != 3 or found.dtype != np.uint8: raise UserError(f"{path}: holds {found.dtype} {found.shape}, expected uint8 pages of one class each: segment the ROI again")
     return found.transpose(1, 2, 0)
 
