@@ -17,7 +17,7 @@ from shapely.geometry import shape as as_geometry
 from skimage.draw import polygon as fill_polygon
 
 from .files import UserError, atomic_path
-from .image_formats import MAX_PIXELS, TiffRows, check_whole, damaged, image_facts, open_tiff, read_samples
+from .image_formats import MAX_PIXELS, TiffRows, check_claim, check_whole, damaged, image_facts, open_tiff, read_samples
 
 # %% ../nbs/12_images.ipynb #1d6c34e2
 def to_eight_bits(
@@ -128,6 +128,7 @@ def _mask_samples(path, notes):
                 if len(tif.pages) != 1: raise UserError(f"{path}: holds {len(tif.pages)} images: a mask is one")
                 page = tif.pages[0]
                 if (n := math.prod(page.shape)) > MAX_PIXELS or page.imagedepth > 1: raise UserError(f"{path}: claims to hold {n / 1e6:.0f} million numbers, a mask has {MAX_PIXELS / 1e6:.0f} million at most: cut it into ROIs")
+                check_claim(path, page.imagelength, page.imagewidth, page.samplesperpixel)
                 ids = page.asarray()
         else:
             check_whole(facts)
@@ -139,6 +140,7 @@ def _mask_samples(path, notes):
         if np.ptp(ids[..., :3], axis=2).any() if ids.shape[2] >= 3 else True:
             raise UserError(f"{path}: is a colour picture, not class ids: save the ids 0, 1, 2 ... as greyscale PNG or TIFF")
         notes.append("grey saved as RGB: the red channel was read"); ids = ids[..., 0]
+    if ids.ndim != 2 or not ids.size: raise damaged(path, f"samples of shape {ids.shape}")
     if not (ids.dtype == bool or np.issubdtype(ids.dtype, np.integer)): raise UserError(f"{path}: holds {ids.dtype} numbers: save class ids as 8-bit integers")
     return ids
 
@@ -230,9 +232,9 @@ def read_polygon(
     "The polygon as bool `(H, W)`. Raises `UserError` where it is none, crosses itself or leaves the image."
     height, width = shape[:2]
     advice = "draw it again and export it as GeoJSON in pixels of the full image"
-    try: polygons = _polygons(json.loads(Path(path).read_text(encoding="utf-8")))
+    try: polygons = _polygons(json.loads(Path(path).read_text(encoding="utf-8-sig")))
     except OSError as e: raise UserError(f"{path}: cannot be read ({e.strerror}): check the path") from e
-    except (ValueError, TypeError, KeyError, AttributeError, IndexError, shapely.errors.ShapelyError) as e:
+    except (ValueError, TypeError, KeyError, AttributeError, IndexError, ArithmeticError, RecursionError, shapely.errors.ShapelyError) as e:
         raise UserError(f"{path}: not a GeoJSON polygon ({e}): {advice}") from e
     if not polygons or any(p.is_empty for p in polygons): raise UserError(f"{path}: holds no polygon: {advice}")
     for p in polygons:
