@@ -99,6 +99,7 @@ def _tiff_pages(tif, path):
     planes = max(len(pages), (tif.imagej_metadata or {}).get("images", 1) if tif.is_imagej else 1)
     if planes != 1 and not channels: raise UserError(f"{path}: holds {planes} images (a stack or several channels): save the one plane, or the RGB view, as a file of its own")
     page = pages[0]
+    if not all(isinstance(n, int) for p in pages for n in p.shape[:2] + (p.imagelength, p.imagewidth, p.samplesperpixel)): raise damaged(path, "its size is no number")
     if page.imagedepth > 1: raise UserError(f"{path}: holds {page.imagedepth} planes in depth: save the one plane as a file of its own")
     if page.dtype is None or np.dtype(page.dtype) not in (np.dtype(bool), np.dtype(np.uint8), np.dtype(np.uint16)):
         raise UserError(f"{path}: its samples are {page.dtype}, which have no fixed full brightness: export it with 8 or 16 bits")
