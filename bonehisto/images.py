@@ -137,7 +137,7 @@ def _mask_samples(path, notes):
     except Exception as e: raise damaged(path, e) from e
     ids = ids[..., 0] if ids.ndim == 3 and ids.shape[2] == 1 else ids
     if ids.ndim == 3:
-        if np.ptp(ids[..., :3], axis=2).any() if ids.shape[2] >= 3 else True:
+        if (ids[..., :3] != ids[..., :1]).any() if ids.shape[2] >= 3 else True:
             raise UserError(f"{path}: is a colour picture, not class ids: save the ids 0, 1, 2 ... as greyscale PNG or TIFF")
         notes.append("grey saved as RGB: the red channel was read"); ids = ids[..., 0]
     if ids.ndim != 2 or not ids.size: raise damaged(path, f"samples of shape {ids.shape}")
