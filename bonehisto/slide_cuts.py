@@ -18,7 +18,7 @@ from .annotations import class_text, read_features
 from .files import UserError, atomic_path, progress, read_table, write_json, write_table
 from .image_formats import MAX_PIXELS
 from .pixel_size import PIXEL_RANGE_UM, TOLERANCE
-from .slides import open_with_openslide, read_window, Slide
+from .slides import Slide, open_slide, read_window
 
 # %% ../nbs/14_slide_cuts.ipynb #822b499a
 _ADVICE = "draw the ROIs as polygons on the slide in QuPath and export them as GeoJSON"
@@ -115,14 +115,14 @@ def cut_slide(
     subject=None,   # default: the slide's name
     modality=None,  # brightfield or fluorescence, where it is known
     slide_um=None,  # um per pixel of the slide, where it does not say
-    open_slide=open_with_openslide,
+    opened=open_slide,
 ):
     "Cuts every ROI; returns the paths of the TIFFs. Raises `UserError` where the slide, the ROIs or the sizes cannot be used."
     path, out = Path(path), Path(out)
     if modality not in (None, "brightfield", "fluorescence"): raise UserError(f"--modality is {modality}: give brightfield or fluorescence, or leave it out")
     if out.is_file(): raise UserError(f"{out} is a file: give a folder")
     name = file_name(path.stem) or "slide"; subject = file_name(subject or name)
-    with open_slide(path) as slide:
+    with opened(path) as slide:
         factor, written, rows = grid_of(slide, pixel_size_um, slide_um), [], []
         if abs(factor - 1) < TOLERANCE: factor = 1.0; pixel_size_um = slide.pixel_size_um or slide_um
         for label, area in progress(drawn_rois(rois, (slide.width, slide.height)), "cutting ROIs"):

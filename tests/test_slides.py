@@ -102,3 +102,22 @@ def test_the_command_cuts_and_refuses_a_file_that_is_no_slide(tmp_path):
     (tmp_path / "words.svs").write_text("no slide")
     done = cut(tmp_path / "words.svs")
     assert done.returncode == 2 and "no whole slide that OpenSlide knows" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_a_czi_is_cut_like_any_slide(tmp_path):
+    czi = pytest.importorskip("pylibCZIrw.czi", reason="CZI needs pip install 'bonehisto[czi]'")
+    with czi.create_czi(str(tmp_path / "S1.czi")) as file:
+        file.write(np.ascontiguousarray(WHOLE[..., ::-1]), plane={"C": 0, "Z": 0, "T": 0})
+        file.write_metadata("S1", scale_x=0.25e-6, scale_y=0.25e-6)
+    path, = cut_slide(tmp_path / "S1.czi", write_rois(tmp_path / "r.geojson", a=box(301, 203, 901, 703)), 0.25, tmp_path / "out")
+    np.testing.assert_array_equal(read_image(path).pixels, WHOLE[203:703, 301:901])
+    assert file_pixel_size(path).x_um == pytest.approx(0.25)
+    path, = cut_slide(tmp_path / "S1.czi", write_rois(tmp_path / "r.geojson", a=box(300, 204, 900, 704)), 1.0, tmp_path / "coarse")
+    smooth = WHOLE[204:704, 300:900].reshape(125, 4, 150, 4, 3).mean((1, 3))
+    assert np.abs(read_image(path).pixels - smooth).mean() < 4
+
+
+def test_a_czi_that_is_damaged_or_cannot_be_read_here_is_refused_in_words(tmp_path):
+    (tmp_path / "S1.czi").write_bytes(b"ZISRAWFILE" + bytes(600))
+    with pytest.raises(UserError, match="pylibCZIrw, which is not installed|no CZI that"):
+        cut_slide(tmp_path / "S1.czi", write_rois(tmp_path / "r.geojson", a=box(0, 0, 9, 9)), 0.5, tmp_path / "out")
