@@ -3,7 +3,8 @@
 # %% auto #0
 __all__ = ['app', 'console', 'labels', 'check', 'phantom', 'run', 'pretrain', 'pretrain_ranks', 'benchmark', 'experiment',
            'robustness', 'label_efficiency', 'queue_benchmark', 'ship', 'release', 'rerun', 'sweep', 'compare',
-           'segment', 'measure', 'agreement', 'annotate', 'readers', 'export_', 'import_', 'power', 'Stopped', 'main']
+           'segment', 'measure', 'agreement', 'annotate', 'readers', 'export_', 'import_', 'power', 'cut', 'tables',
+           'Stopped', 'main']
 
 # %% ../nbs/99_cli.ipynb #490a3e29
 import os, signal, sys
@@ -440,6 +441,39 @@ def power(
     """
     from bonehisto.power import plan_from_run
     _say(plan_from_run(run, parameter, difference, rois, alpha, power, cv, within_cv))
+
+# %% ../nbs/99_cli.ipynb #a6b9fffa
+@app.command()
+def cut(
+    slide: Annotated[Path, typer.Argument(help="a whole slide, in any format that OpenSlide reads, or a CZI in colour")],
+    rois: Annotated[Path, typer.Option(help="GeoJSON of polygons drawn on it, as QuPath exports it")],
+    pixel_size_um: Annotated[float, typer.Option(help="micrometres per pixel of the cuts")],
+    out: Annotated[Path, typer.Option(help="folder for images, polygons and a manifest; another slide adds to it")],
+    subject: Annotated[Optional[str], typer.Option(help="whose slide it is; left out: the file's name")] = None,
+    modality: Annotated[Optional[str], typer.Option(help="brightfield or fluorescence, where it is known")] = None,
+    slide_pixel_size_um: Annotated[Optional[float], typer.Option(help="of the slide, where it does not say")] = None,
+):
+    """Cut the ROIs that were drawn on a whole slide, at the resolution that is wanted, and write a manifest of them.
+
+    Example: `bonehisto cut S01.svs --rois S01.geojson --pixel-size-um 0.5 --out data/study`
+    """
+    from bonehisto.slide_cuts import cut_slide
+    cuts = cut_slide(slide, rois, pixel_size_um, out, subject, modality, slide_pixel_size_um)
+    _say(f"wrote {len(cuts)} ROIs to {out / 'images'}; fill in {out / 'rois.csv'} and {out / 'subjects.csv'}, then: bonehisto check {out / 'data_manifest.yaml'}")
+
+# %% ../nbs/99_cli.ipynb #c782eece
+@app.command()
+def tables(
+    run: Annotated[Path, typer.Argument(help="a run folder")],
+    out: Annotated[Path, typer.Option(help="folder for the files")],
+    maps: Annotated[bool, typer.Option(help="masks as TIFF, overlays as PNG and outlines as GeoJSON too")] = True,
+):
+    """Write the results of a run for other programs: CSV and parquet with a data dictionary, a workbook, masks, overlays, GeoJSON.
+
+    Example: `bonehisto tables runs/study --out results`
+    """
+    from bonehisto.tables_out import write_results
+    _say(write_results(run, out, maps))
 
 # %% ../nbs/99_cli.ipynb #a4a27bb2
 class Stopped(BaseException):

@@ -10,6 +10,7 @@ import ctypes, os, platform, sys, time
 from importlib import metadata
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # read when torch loads: idle threads that spin slow down everyone who shares the cores
+os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # where timm fetches weights, it tells nobody what for
 
 import torch
 

@@ -2,8 +2,8 @@
 
 # %% auto #0
 __all__ = ['DOMAINS', 'SPLITS', 'Domain', 'Split', 'DEFAULT_CLASSES', 'ClassTable', 'CELLS', 'SURFACES', 'MARK_COLOURS', 'Marked',
-           'DosingDays', 'Name', 'PIXEL_RANGE_UM', 'Entry', 'ClassEntry', 'courses_interval', 'Subject', 'Labels',
-           'Roi', 'Study', 'explain', 'build_entry']
+           'DosingDays', 'Name', 'Entry', 'ClassEntry', 'courses_interval', 'Subject', 'Labels', 'Roi', 'Study',
+           'explain', 'build_entry']
 
 # %% ../nbs/09_entries.ipynb #e8c8d66f
 import math, re
@@ -13,6 +13,7 @@ from typing import Annotated, Literal, Optional
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr, ValidationError
 
 from .files import nearest_name
+from .pixel_size import PIXEL_RANGE_UM
 from .roi_list import field_place
 
 # %% ../nbs/09_entries.ipynb #87cde261
@@ -103,11 +104,10 @@ class Labels(Entry):
     dosing_days: DosingDays = Field(description=_DAYS)
 
 # %% ../nbs/09_entries.ipynb #5c60f03e
-PIXEL_RANGE_UM = (0.01, 20)  # beyond light microscopy on either side
-
 def _pixel_size(value):
-    "Micrometres per pixel, or None for `unknown`. Raises ValueError where it cannot be."
+    "Micrometres per pixel, None for `unknown`, or `from_file`. Raises ValueError where it cannot be."
     if value == "unknown": return None
+    if value == "from_file": return value
     if isinstance(value, (list, tuple)): raise ValueError("one size is needed for rows and columns: where pixels are not square, resample the image")
     if not isinstance(value, (int, float, str)) or isinstance(value, bool) or not math.isfinite(size := float(value)) or size <= 0: raise ValueError
     low, high = PIXEL_RANGE_UM
@@ -120,8 +120,8 @@ class Roi(Entry):
     image: Path = Field(description="give the image file, e.g. images/S01_1.png, or a pattern such as images/*.png")
     subject: Name = Field(description="give the id of a subject that is listed under subjects")
     modality: Optional[Domain] = Field(None, description="give brightfield or fluorescence, or leave it out for the router")
-    pixel_size_um: Annotated[Optional[float], BeforeValidator(_pixel_size)] = Field(
-        description="give the micrometres per pixel printed by the microscope, e.g. 0.5, or `unknown`")
+    pixel_size_um: Annotated[Optional[float | Literal["from_file"]], BeforeValidator(_pixel_size)] = Field(  # a number or None once loaded
+        description="give the micrometres per pixel printed by the microscope, e.g. 0.5, `from_file` where the image states them, or `unknown`")
     mask: Optional[Path] = Field(None, description="give the mask file, e.g. masks/{stem}.png")
     polygon: Optional[Path] = Field(None, description="give a GeoJSON file in pixels of the full image")
     annotations: Optional[Path] = Field(None, description="give a GeoJSON file of points and lines in pixels of the full image, e.g. annotations/{stem}.geojson")

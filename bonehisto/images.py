@@ -6,7 +6,7 @@ __all__ = ['UNLABELLED', 'to_eight_bits', 'to_rgb', 'conversion_notes', 'ImageRe
            'read_polygon']
 
 # %% ../nbs/12_images.ipynb #e0ba1cec
-import json
+import json, math
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from shapely.geometry import shape as as_geometry
 from skimage.draw import polygon as fill_polygon
 
 from .files import UserError, atomic_path
-from .image_formats import TiffRows, check_whole, damaged, image_facts, open_tiff, read_samples
+from .image_formats import MAX_PIXELS, TiffRows, check_claim, check_whole, damaged, image_facts, open_tiff, read_samples
 
 # %% ../nbs/12_images.ipynb #1d6c34e2
 def to_eight_bits(
@@ -40,6 +40,9 @@ def to_rgb(
     pixels = to_eight_bits(samples, facts.top)
     if facts.inverted: pixels = 255 - pixels
     if pixels.ndim == 2: return np.repeat(pixels[..., None], 3, axis=2)
+    if facts.channels:
+        light = np.array([[int(colour[i:i + 2], 16) / 255 for i in (1, 3, 5)] for _, colour in facts.channels], np.float32)
+        return np.minimum(pixels @ light + 0.5, 255).astype(np.uint8)
     if facts.colour == "cmyk" and pixels.shape[2] == 4:
         light = 255 - pixels.astype(np.uint16)
         return ((light[..., :3] * light[..., 3:] + 127) // 255).astype(np.uint8)
@@ -56,6 +59,7 @@ def conversion_notes(
     said = {"grey": "greyscale, repeated to three channels", "grey+alpha": "greyscale with transparency, laid on white", "palette": "palette colours looked up",
             "rgba": "transparency laid on white", "cmyk": "CMYK ink converted to RGB without a colour profile"}
     notes = [said[facts.colour]] if facts.colour in said else []
+    if facts.channels: notes.append(f"{len(facts.channels)} channels added in the colours of the OME-XML: {', '.join(f'{name} {colour}' for name, colour in facts.channels)}")
     if facts.bits == 16: notes.append(f"16 bits scaled to 8: {facts.top} becomes 255")
     if facts.bits == 1: notes.append("black and white: 0 and 255")
     if facts.inverted: notes.append("stored with 0 as white, turned round")
@@ -126,7 +130,10 @@ def read_ids(
             if Path(path).suffix.lower() not in (".tif", ".tiff"): raise facts_error
             with open_tiff(path) as tif:
                 if len(tif.pages) != 1: raise UserError(f"{path}: holds {len(tif.pages)} images: a mask is one")
-                ids = tif.pages[0].asarray()
+                page = tif.pages[0]
+                if (n := math.prod(page.shape)) > MAX_PIXELS or page.imagedepth > 1: raise UserError(f"{path}: claims to hold {n / 1e6:.0f} million numbers, a mask has {MAX_PIXELS / 1e6:.0f} million at most: cut it into ROIs")
+                check_claim(path, page.imagelength, page.imagewidth, page.samplesperpixel)
+                ids = page.asarray()
         else:
             check_whole(facts)
             with Image.open(path) as im: ids = np.asarray(im)  # a palette's indices are the ids
@@ -134,9 +141,10 @@ def read_ids(
     except Exception as e: raise damaged(path, e) from e
     ids = ids[..., 0] if ids.ndim == 3 and ids.shape[2] == 1 else ids
     if ids.ndim == 3:
-        if np.ptp(ids[..., :3], axis=2).any() if ids.shape[2] >= 3 else True:
+        if (ids[..., :3] != ids[..., :1]).any() if ids.shape[2] >= 3 else True:
             raise UserError(f"{path}: is a colour picture, not class ids: save the ids 0, 1, 2 ... as greyscale PNG or TIFF")
         notes.append("grey saved as RGB: the red channel was read"); ids = ids[..., 0]
+    if ids.ndim != 2 or not ids.size: raise damaged(path, f"samples of shape {ids.shape}")
     if not (ids.dtype == bool or np.issubdtype(ids.dtype, np.integer)): raise UserError(f"{path}: holds {ids.dtype} numbers: save class ids as 8-bit integers")
     return ids
 
@@ -203,8 +211,11 @@ def write_probabilities(
 
 def read_probabilities(path):
     "Class probabilities (H, W, classes) uint8. Raises `UserError` where the file is damaged."
-    try: found = tifffile.imread(path)
-    except (OSError, ValueError, tifffile.TiffFileError) as e: raise UserError(f"{path}: not readable class probabilities ({e}): segment the ROI again") from e
+    try:
+        with open_tiff(path) as tif:
+            if sum(math.prod(p.shape) for p in tif.pages) > 8 * MAX_PIXELS: raise ValueError("it claims to be larger than any ROI")
+            found = np.stack([p.asarray() for p in tif.pages])
+    except Exception as e: raise UserError(f"{path}: not readable class probabilities ({e}): segment the ROI again") from e
     if found.ndim != 3 or found.dtype != np.uint8: raise UserError(f"{path}: holds {found.dtype} {found.shape}, expected uint8 pages of one class each: segment the ROI again")
     return found.transpose(1, 2, 0)
 
@@ -225,9 +236,9 @@ def read_polygon(
     "The polygon as bool `(H, W)`. Raises `UserError` where it is none, crosses itself or leaves the image."
     height, width = shape[:2]
     advice = "draw it again and export it as GeoJSON in pixels of the full image"
-    try: polygons = _polygons(json.loads(Path(path).read_text(encoding="utf-8")))
+    try: polygons = _polygons(json.loads(Path(path).read_text(encoding="utf-8-sig")))
     except OSError as e: raise UserError(f"{path}: cannot be read ({e.strerror}): check the path") from e
-    except (ValueError, TypeError, KeyError, AttributeError, IndexError, shapely.errors.ShapelyError) as e:
+    except (ValueError, TypeError, KeyError, AttributeError, IndexError, ArithmeticError, RecursionError, shapely.errors.ShapelyError) as e:
         raise UserError(f"{path}: not a GeoJSON polygon ({e}): {advice}") from e
     if not polygons or any(p.is_empty for p in polygons): raise UserError(f"{path}: holds no polygon: {advice}")
     for p in polygons:

@@ -18,6 +18,7 @@ from .files import UserError, progress, read_table
 from .image_formats import check_whole, image_facts
 from .images import UNLABELLED, conversion_notes, read_image, read_mask, read_polygon
 from .manifest import load_manifest
+from .pixel_size import file_pixel_size, size_contradiction
 from .roi_list import field_place
 from .splits import split_subjects
 
@@ -38,7 +39,12 @@ def inspect_roi(
         else: check_whole(facts); said = conversion_notes(facts)
         notes.extend(("image", n) for n in said)
         return facts.height, facts.width
+    def compare():
+        stated = file_pixel_size(roi.image)
+        if wrong := size_contradiction(stated, roi.pixel_size_um): raise UserError(wrong)
+        if stated and roi.pixel_size_um is None: notes.append(("pixel_size_um", f"unknown, but the file says {stated}: write `from_file` to take it"))
     size = attempt("image", look) or size
+    if size[0]: attempt("pixel_size_um", compare)
     shape = size if size[0] else None
     if roi.mask and (roi.modality or manifest.masks == "instances"):
         said = []

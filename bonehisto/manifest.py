@@ -12,6 +12,7 @@ import yaml
 from .entries import (DEFAULT_CLASSES, Roi, Study, Subject, build_entry,
                                courses_interval)
 from .files import UserError, atomic_path, nearest_name
+from .pixel_size import size_from_file
 from .roi_list import expand_images, field_place, list_entries, read_yaml
 
 # %% ../nbs/10_manifest.ipynb #93e35758
@@ -108,6 +109,14 @@ def _stay_inside(fields, folder, lines, name):
         if how: problems.append(f"{field} is {text}: {how}: {OUTSIDE}")
     if problems: raise UserError(*_numbered(problems, lines, name))
 
+# %% ../nbs/10_manifest.ipynb #28e4ee12
+def _take_pixel_sizes(rois, problems):
+    "Puts the file's pixel size where `from_file` is written and appends a problem for each file that states none."
+    for roi in rois:
+        if roi.pixel_size_um != "from_file" or not roi.image.is_file(): continue
+        try: roi.pixel_size_um = size_from_file(roi.image)
+        except UserError as e: problems += [f"{field_place(roi.place, 'pixel_size_um')} {p if p.startswith('is ') else f'is from_file, but {p}'}" for p in e.problems]
+
 # %% ../nbs/10_manifest.ipynb #76132775
 def _take_labels(study, rois, root):
     "What was finished in the annotator, `<roi>.png` and `<roi>.geojson` of the label folder, takes the place of given masks and annotations. A copy in a run folder keeps what it found."
@@ -149,7 +158,7 @@ def load_manifest(
     rois = []
     for place, entry in images:
         if roi := build_entry(Roi, entry, place, problems): roi._place = place; rois.append(roi)
-    if study: _check_files(study, rois, data_root, problems)
+    if study: _check_files(study, rois, data_root, problems); _take_pixel_sizes(rois, problems)
     known = {str(e["id"]) for _, e in entries["subjects"] if isinstance(e, dict) and e.get("id") is not None}
     problems += cross_check([s for s in subjects if s], rois, known)
     if study and not study.origin: _take_labels(study, rois, root)

@@ -13,11 +13,10 @@ from urllib.parse import quote
 
 import numpy as np
 import pandas as pd
-import yaml
 from matplotlib.figure import Figure
 from PIL import Image
 
-from .files import UserError, atomic_path, read_json, read_table
+from .files import UserError, atomic_path, load_yaml, read_json, read_table
 from .look import pretty
 
 # %% ../nbs/82_page.ipynb #b63e3bb1
@@ -44,8 +43,8 @@ class RunFolder:
     @property
     def study(self):
         "The plain values of the manifest's copy, a dict; empty where it is missing or damaged: a report must come out even where the images have moved."
-        try: found = yaml.safe_load((self.path / "manifest.yaml").read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError, yaml.YAMLError): return {}
+        try: found = load_yaml((self.path / "manifest.yaml").read_text(encoding="utf-8"), "manifest.yaml")
+        except (OSError, UnicodeDecodeError, UserError): return {}
         return found if isinstance(found, dict) else {}
 
     @property

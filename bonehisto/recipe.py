@@ -9,9 +9,7 @@ import ast, json
 from dataclasses import dataclass
 from pathlib import Path
 
-import yaml
-
-from .files import UserError, nearest_name
+from .files import UserError, load_yaml, nearest_name
 
 # %% ../nbs/93_recipe.ipynb #da0ffcd7
 @dataclass(frozen=True)
@@ -90,9 +88,7 @@ def parse_override(
     name, eq, value = text.partition("=")
     step, dot, parameter = name.strip().partition(".")
     if not (eq and dot and step and parameter): raise UserError(f"-p {text}: write -p step.parameter=value, e.g. -p pretrain.steps=100")
-    try: value = yaml.safe_load(value)
-    except yaml.YAMLError as e: raise UserError(f"-p {text}: the value is not readable ({e.__class__.__name__}): quote it") from e
-    return step, parameter, value
+    return step, parameter, load_yaml(value, f"-p {text}")
 
 # %% ../nbs/93_recipe.ipynb #9c12a360
 def checked_value(
@@ -129,8 +125,8 @@ def load_profile(
     "A profile: step -> parameter -> value."
     path = Path(name) if str(name).endswith((".yaml", ".yml")) else PROFILES / f"{name}.yaml"
     if not path.exists(): raise UserError(f"there is no profile `{name}`: {nearest_name(name, profile_names())}")
-    try: found = yaml.safe_load(path.read_text()) or {}
-    except yaml.YAMLError as e: raise UserError(f"{path}: not valid YAML: {e}") from e
+    found = load_yaml(path.read_text(encoding="utf-8"), path) or {}
+    if not isinstance(found, dict) or not all(isinstance(v, dict | None) for v in found.values()): raise UserError(f"{path}: a profile holds `step:` entries with `parameter: value` under each: see bonehisto/profiles/demo.yaml")
     return found
 
 # %% ../nbs/93_recipe.ipynb #67bfd0b0

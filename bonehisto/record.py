@@ -214,8 +214,10 @@ class Record:
             if hashlib.sha256(self.log.data[:kept["bytes"]]).hexdigest() != kept["sha256"] or kept["bytes"] > len(self.log.data): return None
             picture = Path(f"{self.base}.png").read_bytes()
             if hashlib.sha256(picture).hexdigest() != kept["picture"]: return None
-            kept["map"] = np.array(Image.open(BytesIO(picture)))
-            return kept if kept["map"].shape == (kept["account"]["facts"]["height"], kept["account"]["facts"]["width"]) else None
+            with Image.open(BytesIO(picture), formats=["PNG"]) as drawn:  # decoded where it has the ROI's size alone
+                if drawn.size != (kept["account"]["facts"]["width"], kept["account"]["facts"]["height"]): return None
+                kept["map"] = np.array(drawn)
+            return kept if kept["map"].ndim == 2 else None
         except (OSError, UserError, ValueError, KeyError, TypeError): return None
 
     def close(self, why="it was closed"):

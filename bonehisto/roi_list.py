@@ -10,7 +10,7 @@ from pathlib import Path
 
 import yaml
 
-from .files import UserError
+from .files import UserError, too_deep, unfolded
 
 # %% ../nbs/08_roi_list.ipynb #bd3cb237
 TEXT_KEYS = {"id", "subject", "group", "name", "colour", "image", "mask", "polygon", "annotations", "split", "modality", "section"}
@@ -73,8 +73,11 @@ def read_yaml(
     "The mapping in a YAML file, and a dict from entry path (`rois[3].subject`) to line number. Raises `UserError`."
     path = Path(path); builder = None
     try:
-        builder = _Builder(read_text(path), path.name)
+        text = read_text(path)
+        if too_deep(text): raise UserError(f"{path}: brackets stand in brackets without end: is it the right file?")
+        builder = _Builder(text, path.name)
         node = builder.get_single_node()
+        if node is not None and unfolded(node, MAX_NODES) > MAX_NODES: raise UserError(f"{path.name}: its aliases (&name, *name) unfold without end: write the entries out")
         value = builder.value(node) if node is not None else None
     except (yaml.YAMLError, ValueError, RecursionError) as e:  # ValueError: a date such as 2024-02-31
         mark = getattr(e, "problem_mark", None)
