@@ -264,21 +264,13 @@ def sweep(
 
     Example: `bonehisto sweep study.yaml --out runs/sweep -p pretrain.lam=0.05,0.1 -p heads.stem=true,false`
     """
-    from bonehisto.run_figures import plot_sweep
+    from bonehisto.run_figures import plot_sweep, write_rows
     from bonehisto.sweep import run_sweep
     _share(workers, scheduler)
     with _shown() as show: ok, table = run_sweep(manifest, out, profile, p or (), [s.strip() for s in steps.split(",") if s.strip()] if steps else None, say=_say, show=show)
-    _draw(out / "sweep.png", lambda ax: plot_sweep(table, ax), len(table) + 2)
+    write_rows(out / "sweep.png", lambda ax: plot_sweep(table, ax), len(table))
     _say(f"wrote {out / 'sweep.csv'} and sweep.png")
     if not ok: raise typer.Exit(1)
-
-def _draw(path, plot, lines):
-    "A figure of its own, so many lines high."
-    from matplotlib.figure import Figure
-    from bonehisto.files import atomic_path
-    fig = Figure(figsize=(7.2, .6 + .3 * lines), layout="constrained")
-    plot(fig.subplots())
-    with atomic_path(path) as tmp: fig.savefig(tmp, dpi=200)
 
 @app.command()
 def compare(
@@ -292,12 +284,12 @@ def compare(
     """
     from bonehisto.compare_runs import compare_runs
     from bonehisto.files import write_table
-    from bonehisto.run_figures import plot_differences
+    from bonehisto.run_figures import plot_differences, write_rows
     values, settings = compare_runs(runs, confidence)
     write_table(out / "run_values.csv", values); write_table(out / "run_settings.csv", settings)
     for kind, label in (("score", "difference to the first run, paired within subjects"), ("parameter", "difference to the first run in % of its mean, paired within subjects")):
         part = values[(values["kind"] == kind) & ((kind != "score") | values["name"].str.startswith("dice"))]
-        _draw(out / f"run_{kind}s.png", lambda ax: plot_differences(part, ax, kind, label, relative=kind == "parameter"), 2 + len(part[["domain", "name"]].drop_duplicates()))
+        write_rows(out / f"run_{kind}s.png", lambda ax: plot_differences(part, ax, kind, label, relative=kind == "parameter"), len(part[["domain", "name"]].drop_duplicates()))
     whole = values[(values["kind"] == "score") & values["name"].isin(["dice, tissue mean"])]
     if len(whole): _say(whole.drop(columns=["kind", "name"]).to_string(index=False, float_format="%.4f", na_rep="-"))
     _say(f"{len(settings)} settings differ" + ("" if settings.empty else f":\n{settings.to_string(index=False, max_colwidth=40)}"))

@@ -8,7 +8,6 @@ __all__ = ['SETTINGS', 'to_text', 'from_text', 'SetAside', 'Kept', 'set_aside', 
 import hashlib, json, os, re
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache
 from importlib import import_module
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -144,14 +143,12 @@ def others_cluster(
     with client: yield client
 
 # %% ../nbs/07_fan_out.ipynb #fc9bbed8
-@cache
 def package_digest():
     "SHA-256 over this package's modules, hexadecimal."
     return hashlib.sha256(b"".join(p.read_bytes() for p in sorted(Path(import_module("bonehisto").__file__).parent.glob("*.py")))).hexdigest()
 
 def _there(job, item, name, kept, code, gpus):
     "The result's text of a job done in a worker. It is kept at once: the worker may die before anybody has fetched it."
-    from bonehisto.fan_out import package_digest
     if package_digest() != code: raise UserError("the workers run another version of bonehisto than this process: install the same one there")
     if gpus:  # of processes that share a machine, each takes the GPU of its own number
         from distributed import get_worker
@@ -163,7 +160,8 @@ def _there(job, item, name, kept, code, gpus):
 def _shared(client, job, items, names, kept, tries, gpus):
     "Yields `(k, text or SetAside)` of each item as it is done."
     from distributed import as_completed
-    futures = {client.submit(_there, job, item, name, kept, package_digest(), gpus, pure=False, retries=tries - 1): k for k, (item, name) in enumerate(zip(items, names))}
+    code = package_digest()
+    futures = {client.submit(_there, job, item, name, kept, code, gpus, pure=False, retries=tries - 1): k for k, (item, name) in enumerate(zip(items, names))}
     for done, result in as_completed(list(futures), loop=client.loop, with_results=True, raise_errors=False):
         k = futures.pop(done)
         if isinstance(result, str): yield k, result
