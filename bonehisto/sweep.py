@@ -17,7 +17,7 @@ from .files import UserError, read_table, write_json, write_table
 from .intervals import mean_interval
 from .inventory import require_readable
 from .manifest import load_manifest, save_manifest
-from .pipeline import open_run, plan_run, read_record, run_study
+from .pipeline import open_run, plan_run, read_record, run_step, run_study
 from .provenance import outputs_stand
 from .recipe import resolve_parameters
 
@@ -105,7 +105,7 @@ def run_sweep(
     profile="demo",  # name or path of a profile
     grid=(),         # "step.parameter=value,value" texts
     steps=None,      # names of the steps to run; None for all
-    say=print, show=None,  # as in `run_study`
+    say=print, show=None, execute=run_step,  # as in `run_study`
 ):
     "`(ok, table)`: a row a run, written to `sweep.csv` after each. Every combination is checked before the first run starts; raises `UserError` where one is wrong. What stands from an earlier sweep into the folder is kept."
     plan, out = plan_sweep(parse_grid(grid)), Path(out)
@@ -120,7 +120,7 @@ def run_sweep(
         say(f"{k} of {len(plan)}: {name}")
         save_manifest(study, run / "manifest.yaml")
         if taken := take_over(run, done, plan_run(run, study, own)): say(f"      taken over: {', '.join(taken)}")
-        ok &= run_study(manifest, run, profile, texts, steps, say, show)
+        ok &= run_study(manifest, run, profile, texts, steps, say, show, execute)
         done.append(run); rows.append(sweep_row(name, chosen, run))
         write_table(out / "sweep.csv", pd.DataFrame(rows))
     return ok, pd.DataFrame(rows)

@@ -1,7 +1,7 @@
 """Sweeps and comparisons of runs: what varies is named, what does not is made once, differences are paired."""
-import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -11,28 +11,40 @@ from bonehisto.compare_runs import compare_runs, run_values
 from bonehisto.files import UserError, read_json, read_table, write_json, write_table
 from bonehisto.sweep import run_sweep
 from synthetic_run import make_run
+from written_study import write_study
 
 
 @pytest.fixture(scope="module")
 def study(tmp_path_factory):
-    out = tmp_path_factory.mktemp("study")
-    subprocess.run([sys.executable, "-m", "bonehisto", "phantom", out, "--subjects", "6", "--rois", "1", "--size-px", "448"], check=True, capture_output=True)
-    return out / "data_manifest.yaml"
+    return write_study(tmp_path_factory.mktemp("study"))
+
+
+def pretend(step, run, parameters, show=None, kept=None):
+    "A step that writes its parameters into every file that it promises."
+    for path in step.writes: write_json(Path(run) / path.replace("*", "all"), parameters)
+    write_json(Path(run) / "notebooks" / step.notebook, {})
+    return {"ok": True, "error": "", "user_error": False}
 
 
 def test_a_sweep_makes_a_run_for_every_combination_and_nothing_twice(study, tmp_path):
-    said = []
-    grid = ["tile.region=448", "pretrain.steps=2,3", "pretrain.batch=16"]
-    ok, table = run_sweep(study, tmp_path / "sweep", "demo", grid, ["inventory", "tile", "pretrain"], said.append)
-    assert ok and table["run"].tolist() == ["pretrain.steps-2", "pretrain.steps-3"] and table["pretrain.steps"].tolist() == [2, 3] and (table["state"] == "done").all()
-    assert any("taken over: inventory, tile" in s for s in said)
-    first, second = (tmp_path / "sweep" / r for r in table["run"])
-    assert (first / "tiles/tiles.npy").samefile(second / "tiles/tiles.npy") and not (first / "run.json").samefile(second / "run.json")
-    assert read_json(second / "run.json")["steps"]["tile"]["from"] == "pretrain.steps-2"
-    assert read_table(first / "tables/pretrain_log.csv")["step"].max() < read_table(second / "tables/pretrain_log.csv")["step"].max()
+    grid, said, chosen = ["tile.region=448", "pretrain.steps=2,3", "embed.n_neighbours=5,6"], [], ["inventory", "tile", "pretrain", "embed"]
+    def sweep(): return run_sweep(study, tmp_path / "sweep", "demo", grid, chosen, said.append, execute=pretend)
+    ok, table = sweep()
+    assert ok and table["run"].tolist() == [f"pretrain.steps-{s}_embed.n_neighbours-{n}" for s in (2, 3) for n in (5, 6)] and table["pretrain.steps"].tolist() == [2, 2, 3, 3] and (table["state"] == "done").all()
+    assert [s.strip() for s in said if "taken over" in s] == ["taken over: inventory, tile, pretrain", "taken over: inventory, tile", "taken over: inventory, tile, pretrain"]
+    first, second, third, last = (tmp_path / "sweep" / r for r in table["run"])
+    assert (first / "tiles/tiles.npy").samefile(last / "tiles/tiles.npy") and not (first / "tables/tiles.parquet").samefile(last / "tables/tiles.parquet")
+    assert read_json(last / "run.json")["steps"]["pretrain"]["from"] == third.name and read_json(last / "checkpoints/encoder.json")["steps"] == 3 and read_json(second / "tables/separation.csv")["n_neighbours"] == 6
     before = {p: p.stat().st_mtime_ns for p in (tmp_path / "sweep").rglob("tables/*")}
-    ok, again = run_sweep(study, tmp_path / "sweep", "demo", grid, ["inventory", "tile", "pretrain"], said.append)
+    ok, again = sweep()
     assert ok and again.equals(table) and before == {p: p.stat().st_mtime_ns for p in (tmp_path / "sweep").rglob("tables/*")}
+
+
+def test_a_run_that_fails_is_told_and_the_others_go_on(study, tmp_path):
+    def fails(step, run, parameters, **more):
+        return {"ok": False, "error": "too many", "user_error": False} if parameters.get("steps") == 3 else pretend(step, run, parameters)
+    ok, table = run_sweep(study, tmp_path / "sweep", "demo", ["pretrain.steps=3,2"], ["inventory", "tile", "pretrain"], lambda _: None, execute=fails)
+    assert not ok and table["state"].tolist() == ["failed: pretrain", "done"]
 
 
 def test_a_wrong_value_is_found_before_anything_runs(study, tmp_path):
