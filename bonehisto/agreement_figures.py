@@ -20,6 +20,7 @@ def plot_agreement(
     row,    # its row of `agreement_table`, a mapping
     ax,
     names=("A", "B"),  # what the observers are called
+    beneath=False,  # True: number of pairs and CCC stand under the axis, for narrow panels
 ):
     "The Axes with difference (linear scale) or ratio (log scale) of each pair over its mean; bias and limits of agreement as lines, their intervals as bands."
     log = row["scale"] == "log"; t = pairs[["A", "B"]].dropna(); title, _, unit = pretty(row["parameter"]).partition(" (")
@@ -33,10 +34,10 @@ def plot_agreement(
         ax.axhline(row[name], color=colour, linewidth=1.2, linestyle="-" if name == "bias" else "--", zorder=2)
     ax.scatter(mean, apart, s=18, color=INK, alpha=.8, linewidth=0, zorder=3)
     _frame(ax, mean, [*apart, 1 if log else 0, *(v for v in (row["lower limit"], row["upper limit"]) if np.isfinite(v))], log)
-    said = f"n = {len(t)}" + (f" of {row['n']}" if len(t) < row["n"] else "") + (f", CCC {row['CCC']:.3f}" if np.isfinite(row["CCC"]) else "")
+    said = f"n = {len(t)}" + (f" of {row['n']}" if len(t) < row["n"] else "") + (f", CCC {row['CCC']:.3f}".replace("-", "−") if np.isfinite(row["CCC"]) else "")
     if not np.isfinite(row["bias"]): ax.text(.03, .03, "no limits", transform=ax.transAxes, fontsize=8, color=PALE)
-    ax.annotate(said, (1, 1), (0, 3), xycoords="axes fraction", textcoords="offset points", ha="right", va="bottom", fontsize=7.5, color=INK)
-    return dress(ax, title, f"mean ({unit}", f"{names[0]} / {names[1]}" if log else f"{names[0]} − {names[1]} ({unit}", grid=None)
+    if not beneath: ax.annotate(said, (1, 1), (0, 3), xycoords="axes fraction", textcoords="offset points", ha="right", va="bottom", fontsize=7.5, color=INK)
+    return dress(ax, title, f"mean ({unit}" + f"\n{said}" * beneath, f"{names[0]} / {names[1]}" if log else f"{names[0]} − {names[1]} ({unit}", grid=None)
 
 def _frame(ax, mean, heights, log):
     "Limits of the axes with room around points and lines; few plain numbers on them."

@@ -4,13 +4,13 @@
 __all__ = ['SHOWS', 'DOMAIN_WORDS', 'study_domains', 'shown_roi', 'pipeline_plate', 'segmentation_plate', 'separation_plate',
            'router_plate', 'scores_plate', 'label_efficiency_plate']
 
-# %% ../nbs/87_method_figures.ipynb #44c6ab0f
+# %% ../nbs/87_method_figures.ipynb #d91cc083
 import numpy as np
 import pandas as pd
 from matplotlib.lines import Line2D
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
 
-# %% ../nbs/87_method_figures.ipynb #24e71d09
+# %% ../nbs/87_method_figures.ipynb #564e597c
 from .figures import plot_confusion, plot_scores, plot_umap
 from .files import UserError, nearest_name, read_json
 from .images import UNLABELLED
@@ -22,7 +22,7 @@ from .print_figures import COLUMNS_MM, FOOT_MM, Plate, letter_panels, place, she
 from .report_sections import domain_of, roi_pictures
 from .scores import confusion, dice
 
-# %% ../nbs/87_method_figures.ipynb #9a31711b
+# %% ../nbs/87_method_figures.ipynb #4f4176ba
 SHOWS = {"brightfield": ("O.Pm (mm)", "osteoid surface"), "fluorescence": ("dL.Pm (mm)", "double label")}
 
 def study_domains(run):
@@ -45,7 +45,7 @@ def shown_roi(
     if measured is None or name not in measured or not (size := measured.set_index("roi")[name].reindex(here["roi"])).notna().any(): return next(here.itertuples()), f"the first {whose}"
     return next(here[here["roi"] == size.idxmax()].itertuples()), f"the one {whose} with most {words}"
 
-# %% ../nbs/87_method_figures.ipynb #78befd39
+# %% ../nbs/87_method_figures.ipynb #e3bbdf2c
 DOMAIN_WORDS = {"brightfield": ("Static parameters", "BV/TV, Tb.Th, OV/BV,\nOS/BS, O.Th"), "fluorescence": ("Dynamic parameters", "MAR, MS/BS, BFR/BS,\nAj.AR, Mlt")}
 
 def _box(ax, x, y, width, height, title, lines=""):
@@ -70,23 +70,24 @@ def pipeline_plate(
     side = (settings.get("tile") or {}).get("tile")
     counts = {d: sum(domain_of(run, r) == d for r in t.itertuples()) for d in domains}
     rows = [("subjects", t["subject"].nunique()), *((f"ROIs, {d}", n) for d, n in counts.items()), ("tiles", len(tiles)), ("blank tiles", int(tiles["blank"].sum()))]
-    height = 30 * len(domains) + FOOT_MM; fig, axes = sheet(2, height); ax = place(axes[0, 0], 0, 0, COLUMNS_MM[2], height); middle = 15 * len(domains) + 1
-    for x, width, title, lines in ((32, 20, "Tiles", f"{len(tiles)}" + (f"\n{side} × {side} px" if side else "")), (59, 26, "Encoder", f"ViT {preset or ''}".strip() + "\nLeJEPA, no labels"), (92, 20, "Router", "linear, or\nabstains")): _box(ax, x, middle - 8, width, 16, title, lines)
-    for a, b in ((52, 59), (85, 92)): _arrow(ax, (a, middle), (b, middle))
+    height = 28 * len(domains) + FOOT_MM; fig, axes = sheet(2, height); ax = place(axes[0, 0], 0, 0, COLUMNS_MM[2], height); middle = 14 * len(domains) + 1
+    for x, width, title, lines in ((29, 20, "Tiles", f"{len(tiles)}" + (f"\n{side} × {side} px" if side else "")), (55, 26, "Encoder", f"ViT {preset or ''}".strip() + "\nLeJEPA, no labels"), (87, 20, "Router", "linear, or\nabstains")): _box(ax, x, middle - 8, width, 16, title, lines)
+    for a, b in ((49, 55), (81, 87)): _arrow(ax, (a, middle), (b, middle))
     for i, d in enumerate(domains):
-        y = 30 * i + 5; centre = y + 11; near = middle + (centre - middle) * .25
+        y = 28 * i + 5; centre = y + 10; near = middle + (centre - middle) * .3
         try: pictures = roi_pictures(run, shown_roi(run, d, rois.get(d, ""))[0])
         except LeftOut: pictures = dict.fromkeys(("image", "predicted", "classes"))
-        for x, picture in ((2, pictures["image"]), (127, None if pictures["predicted"] is None else paint(pictures["predicted"], pictures["classes"]))):
-            if picture is None: _box(ax, x, y, 22, 22, "ROI" if x < 9 else "map"); continue
-            n = min(picture.shape[:2]); ax.imshow(shrink(picture[:n, :n], 300)[0], extent=(x, x + 22, y + 22, y), zorder=2)
-        for start, end in (((24, centre), (32, near)), ((112, near), (116, centre)), ((123, centre), (127, centre)), ((149, centre), (152.5, centre))): _arrow(ax, start, end)
+        for x, picture in ((2, pictures["image"]), (126, None if pictures["predicted"] is None else paint(pictures["predicted"], pictures["classes"]))):
+            if picture is None: _box(ax, x, y, 20, 20, "ROI" if x < 9 else "map"); continue
+            n = min(picture.shape[:2]); ax.imshow(shrink(picture[:n, :n], 300)[0], extent=(x, x + 20, y + 20, y), zorder=2)
+        _box(ax, 112, centre - 3.5, 10, 7, "head")
+        for start, end in (((22, centre), (29, near)), ((107, near), (112, centre)), ((122, centre), (126, centre)), ((146, centre), (150, centre))): _arrow(ax, start, end)
         words, symbols = DOMAIN_WORDS.get(d, ("Parameters", ""))
-        for x, level, line, style in ((2, y - 1.4, f"{pretty(d)}, {counts[d]} ROIs", {}), (127, y - 1.4, "class map", {}), (119.5, centre, "head", {"fontweight": "bold", "ha": "center", "va": "center"}), (153.5, centre - .8, words, {"fontweight": "bold"}), (153.5, centre + .8, symbols, {"va": "top"})): ax.text(x, level, line, **{"fontsize": 8.5, "color": INK} | style)
+        for x, level, line, style in ((2, y - 1.4, f"{pretty(d)}, {counts[d]} ROIs", {}), (126, y - 1.4, "class map", {}), (151, centre - .8, words, {"fontweight": "bold"}), (151, centre + .8, symbols, {"va": "top"})): ax.text(x, level, line, **{"fontsize": 8.5, "color": INK} | style)
     ax.set(xlim=(0, COLUMNS_MM[2]), ylim=(height, 0), aspect="auto"); ax.set_axis_off()
     return Plate(fig, pd.DataFrame(rows, columns=["what", "number"]), "From image to parameter. Tiles of all ROIs train one encoder without labels; a linear router sends each tile to the head of its stain, or abstains; a head draws the tissue classes, and geometry measures the stitched maps.", 2)
 
-# %% ../nbs/87_method_figures.ipynb #b899aefe
+# %% ../nbs/87_method_figures.ipynb #f2454fb5
 def segmentation_plate(
     run,      # RunFolder
     rois={},  # domain -> ROI to show
@@ -99,17 +100,17 @@ def segmentation_plate(
         pictures = roi_pictures(run, row)
         if pictures["image"] is not None and pictures["predicted"] is not None: lines.append((d, row, why, pictures))
     if not lines: raise LeftOut("No ROI has both an image where the manifest says and a class map.")
-    truth = any(p["true"] is not None for *_, p in lines); panels, gap, above, below = 3 + truth, 2, 6, 7; side = (COLUMNS_MM[2] - gap * (panels - 1)) / panels
+    truth = any(p["true"] is not None for *_, p in lines); panels, gap, above, below = 3 + truth, 2, 6, 7; side = (COLUMNS_MM[2] - 2 - gap * (panels - 1)) / panels
     tall = [side * p["image"].shape[0] / p["image"].shape[1] for *_, p in lines]
     fig, axes = sheet(2, sum(tall) + (above + below) * len(lines) + FOOT_MM, len(lines), panels); rows = []
     for i, (line, (d, r, why, p)) in enumerate(zip(axes, lines)):
         y = sum(tall[:i]) + (above + below) * i + above
-        for j, ax in enumerate(line): place(ax, j * (side + gap), y, side, tall[i])
+        for j, ax in enumerate(line): place(ax, 1 + j * (side + gap), y, side, tall[i])
         show_roi(p["image"], line[0], r.pixel_size_um, longest=600); show_overlay(p["image"], p["predicted"], p["classes"], line[1], r.pixel_size_um, longest=600)
         for ax, mask in zip(line[2:], (p["predicted"], p["true"])):
             if mask is None: ax.set_visible(False)
             else: show_roi(paint(mask, p["classes"]), ax, r.pixel_size_um, longest=600)
-        for ax, title in zip(line, ("", "overlay", "predicted map", "given mask")): ax.set_title(title, loc="left", fontsize=9, color=INK, pad=4)
+        for ax, title in zip(line, ("", "overlay", "predicted map", "given mask")): ax.set_title(title, loc="left", fontsize=9, color=INK, pad=5)
         class_legend(line[0], p["classes"], loc="upper left", bbox_to_anchor=(0, -.01), ncols=4, columnspacing=1.2, handlelength=1.2, borderpad=0)
         line[0].set_title(pretty(d), loc="left"); rows += _class_shares(d, r, p)
     letter_panels(axes[:, 0])
@@ -124,7 +125,7 @@ def _class_shares(domain, r, p):
     scores = dice(confusion(true, found, len(names))) if true is not None and true.shape == found.shape and max(true.max(), found.max()) < len(names) else np.full(len(names), np.nan)
     return [(domain, r.roi, r.subject, r.split, r.pixel_size_um, n, share(found, k), share(true, k), scores[k]) for k, n in enumerate(names)]
 
-# %% ../nbs/87_method_figures.ipynb #f2331fc3
+# %% ../nbs/87_method_figures.ipynb #f1c4dcff
 def separation_plate(
     run,  # RunFolder
 ):
@@ -147,7 +148,7 @@ def separation_plate(
     legend(fig, handles=handles, loc="outside lower center", ncols=len(handles), handlelength=1)
     return Plate(fig, pd.concat(rows, ignore_index=True), "UMAP of the features of all tiles that are not blank, coloured by stain: a, the encoder with random weights; b, after pretraining. Silhouette and purity (share of the nearest tiles of other subjects that bear the same stain) are taken in the feature space.")
 
-# %% ../nbs/87_method_figures.ipynb #a36ba460
+# %% ../nbs/87_method_figures.ipynb #a7f2de00
 def router_plate(
     run,  # RunFolder
 ):
@@ -159,7 +160,7 @@ def router_plate(
     long["share (%)"] = 100 * long["tiles"] / long.groupby("truth")["tiles"].transform("sum")
     return Plate(fig, long.sort_values("truth", kind="stable"), "Where the router sent the tiles of test subjects: number of tiles and share of the row.")
 
-# %% ../nbs/87_method_figures.ipynb #c3cf2f77
+# %% ../nbs/87_method_figures.ipynb #6887972e
 def scores_plate(
     run,  # RunFolder
 ):
@@ -177,7 +178,7 @@ def scores_plate(
     n = f"{int(s['subjects'].min())} to {int(s['subjects'].max())}" if s["subjects"].nunique() > 1 else f"{int(s['subjects'].max())}"
     return Plate(fig, s, f"Dice and intersection over union by class on test subjects (n = {n}): mean over subjects with its interval.", 2)
 
-# %% ../nbs/87_method_figures.ipynb #6dc85f15
+# %% ../nbs/87_method_figures.ipynb #94e8d7ea
 def label_efficiency_plate(
     run,        # RunFolder
     other="",   # run folder of `label-efficiency`, where it is another

@@ -4,13 +4,13 @@
 __all__ = ['LABEL_KINDS', 'STATIC', 'DYNAMIC', 'labels_plate', 'section_factor', 'groups_plate', 'agreement_pairs',
            'agreement_plate', 'tmv_plate']
 
-# %% ../nbs/87_outcome_figures.ipynb #5f80ddf1
+# %% ../nbs/87_outcome_figures.ipynb #3bd2e218
 import numpy as np
 import pandas as pd
 import shapely
 from matplotlib.lines import Line2D
 
-# %% ../nbs/87_outcome_figures.ipynb #ed6567cc
+# %% ../nbs/87_outcome_figures.ipynb #d447f01a
 from .agreement import LEAST_PAIRS, agreement_table
 from .agreement_figures import plot_agreement
 from .agreement_sections import held_out_rows
@@ -30,7 +30,7 @@ from .result_sections import one_interval
 from .tmv import read_cuts
 from .traces import KINDS, TICK_UM, read_marks
 
-# %% ../nbs/87_outcome_figures.ipynb #2c9a7203
+# %% ../nbs/87_outcome_figures.ipynb #82e0e603
 LABEL_KINDS = {"double label, later": "later label", "double label, earlier": "earlier label", "single label": "single label", "unresolved label": "unresolved double"}
 
 def _window(line, shape, side):
@@ -48,6 +48,7 @@ def labels_plate(
     stretches = run.needed("label_stretches.csv", "measure"); doubles = stretches[(stretches["kind"] == "double") & stretches["distance_um"].notna()]
     if doubles.empty: raise LeftOut("No double label was found.")
     row, why = shown_roi(run, "fluorescence", roi)
+    if not (run.path / "audit" / f"{row.roi}.geojson").exists(): raise LeftOut(f"There is no audit/{row.roi}.geojson: the step `measure` writes it.")
     try:
         marks, px, shape = read_marks(run.path / "audit" / f"{row.roi}.geojson")
         with open_roi(run.path / str(row.image)) as image:
@@ -75,7 +76,7 @@ def section_factor(run):
     s = run.table("subject_parameters.csv", "summarise")
     return float(s["section factor"].dropna().iloc[0]) if s is not None and "section factor" in s and s["section factor"].notna().any() else 1.0
 
-# %% ../nbs/87_outcome_figures.ipynb #93af1201
+# %% ../nbs/87_outcome_figures.ipynb #7d7d7d40
 STATIC = ("BV/TV (%)", "Tb.Th (um)", "Tb.Sp (um)", "OV/BV (%)", "OS/BS (%)", "O.Th (um)")
 DYNAMIC = ("MAR (um/d)", "MS/BS (%)", "BFR/BS (um3/um2/yr)", "Mlt (d)")
 
@@ -101,7 +102,7 @@ def groups_plate(
     table = pd.concat([each, means], ignore_index=True); first = ["kind", "parameter", "group", "subject", "value"]
     return Plate(fig, table[[*first, *(c for c in table if c not in first)]], f"{what} parameters by group, measured on predicted maps. Points: subjects; line and bar: mean over subjects with its interval (jackknife).", 2)
 
-# %% ../nbs/87_outcome_figures.ipynb #e32f9e0a
+# %% ../nbs/87_outcome_figures.ipynb #b2e55787
 def agreement_pairs(
     run,             # RunFolder
     against="auto",  # mask, truth, or auto: mask where three subjects have both, else truth
@@ -135,14 +136,14 @@ def agreement_plate(
     if not rows: raise LeftOut("None of the parameters was measured in both.")
     columns = min(4, max(2, len(rows))); lines = -(-len(rows) // columns); fig, axes = sheet(2, 46 * lines + FOOT_MM, lines, columns)
     for ax in axes.flat[len(rows):]: ax.set_visible(False)
-    for ax, r in zip(axes.flat, rows): plot_agreement(pairs[pairs["parameter"] == r["parameter"]], r, ax, ("map", reference))
+    for ax, r in zip(axes.flat, rows): plot_agreement(pairs[pairs["parameter"] == r["parameter"]], r, ax, ("map", reference), beneath=True)
     letter_panels(axes)
     kept = pairs[pairs["parameter"].isin([r["parameter"] for r in rows])][["name", "parameter", "A", "B"]].rename(columns={"name": "subject", "A": "map", "B": reference})
     lines_of = pd.DataFrame(rows).drop(columns=["mean A", "mean B"])
     numbers = pd.concat([kept.assign(kind="subject"), lines_of.assign(kind="bias and limits")], ignore_index=True); first = ["kind", "parameter", "subject", "map", reference]
     return Plate(fig, numbers[[*first, *(c for c in numbers if c not in first)]], f"Predicted map against {'given mask' if reference == 'mask' else 'truth'} in test subjects, which no training saw: difference over mean, or ratio over mean where errors grow with the value. Line: bias; dashed: limits of agreement; bands: their intervals.", 2)
 
-# %% ../nbs/87_outcome_figures.ipynb #791af6c5
+# %% ../nbs/87_outcome_figures.ipynb #4c99122b
 def tmv_plate(
     run,          # RunFolder
     names=False,  # writes the subjects' names

@@ -4,7 +4,7 @@
 __all__ = ['COLUMNS_MM', 'TYPE', 'DPI', 'MM', 'PRINT', 'FOOT_MM', 'DRAWN', 'sheet', 'place', 'to_print', 'letter_panels', 'Plate',
            'write_plate']
 
-# %% ../nbs/83_print_figures.ipynb #c961f371
+# %% ../nbs/83_print_figures.ipynb #9ced85d2
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,16 +12,18 @@ import numpy as np
 import pandas as pd
 from matplotlib import rc_context
 from matplotlib.artist import Artist
+from matplotlib.collections import PathCollection
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.text import Text
 from matplotlib_scalebar.scalebar import ScaleBar
 
-# %% ../nbs/83_print_figures.ipynb #313b3d7c
+# %% ../nbs/83_print_figures.ipynb #9f22c175
 from .files import atomic_path, write_table
 from .look import INK, PALE
 from .page import canvas
 
-# %% ../nbs/83_print_figures.ipynb #a6fc5556
+# %% ../nbs/83_print_figures.ipynb #bfa73471
 COLUMNS_MM = {1: 89, 2: 183}  # width of a figure over so many columns
 TYPE = (7, 8)                 # points: least and largest
 DPI, MM = 300, 25.4
@@ -36,7 +38,7 @@ def sheet(
     "A Figure over one or two columns and its Axes, an array."
     return canvas(height_mm / MM, nrows, ncols, COLUMNS_MM[columns] / MM, **kwargs)
 
-# %% ../nbs/83_print_figures.ipynb #6094cb41
+# %% ../nbs/83_print_figures.ipynb #50b5341d
 FOOT_MM = 4  # strip at the foot of every figure
 
 def place(
@@ -48,19 +50,20 @@ def place(
     ax.set_position((x / wide, 1 - (y + height) / tall, width / wide, height / tall))
     return ax
 
-# %% ../nbs/83_print_figures.ipynb #7e98a2aa
+# %% ../nbs/83_print_figures.ipynb #1f345c97
 def to_print(
     fig,  # Figure
 ):
-    "The Figure with its type brought to `TYPE`: texts, ticks of every axis, scale bars."
+    "The Figure with its type brought to `TYPE`, and its points to four fifths."
     size = lambda points: float(np.clip(.8 * points, *TYPE))
     for ax in fig.findobj(lambda a: isinstance(a, Artist) and hasattr(a, "tick_params") and hasattr(a, "xaxis")): ax.tick_params(labelsize=TYPE[0], which="both")
     for bar in fig.findobj(ScaleBar): bar.font_properties.set_size(TYPE[0])
-    for text in fig.findobj(Text):
-        if text.get_text(): text.set_fontsize(size(text.get_fontsize()))
+    for text in fig.findobj(Text): text.set_fontsize(size(text.get_fontsize()))
+    for dots in fig.findobj(PathCollection): dots.set_sizes(.64 * np.asarray(dots.get_sizes()))
+    for line in (line for lines in (*(ax.lines for ax in fig.axes), *(g.legend_handles for g in fig.legends)) for line in lines if isinstance(line, Line2D)): line.set_markersize(.8 * line.get_markersize())
     return fig
 
-# %% ../nbs/83_print_figures.ipynb #b544245d
+# %% ../nbs/83_print_figures.ipynb #145a5328
 def letter_panels(
     axes,  # array of Axes; hidden ones get none
 ):
@@ -68,10 +71,10 @@ def letter_panels(
     shown = [ax for ax in np.ravel(axes) if ax.get_visible()]
     for ax, letter in zip(shown, "abcdefghijklmnopqrstuvwxyz"):
         title = ax.get_title(loc="left") or ax.get_title()
-        ax.set_title(""); ax.set_title(f"{letter}   {title}".rstrip(), loc="left", fontsize=10, fontweight="bold", color=INK, pad=6)
+        ax.set_title(""); ax.set_title(f"{letter}   {title}".rstrip(), loc="left", fontsize=10, fontweight="bold", color=INK, pad=5)
     return axes
 
-# %% ../nbs/83_print_figures.ipynb #cd039e31
+# %% ../nbs/83_print_figures.ipynb #fd0f7e2b
 @dataclass
 class Plate:
     "A figure for print: `fig`, the `table` of what it shows, and its `caption`; `columns` wide."
@@ -91,8 +94,10 @@ def write_plate(
     "The paths of PDF, PNG and CSV. The same plate gives the same bytes: no file bears a date."
     fig = plate.fig
     foot = FOOT_MM / MM / fig.get_figheight()
-    if drawn: fig.text(.995, .25 * foot, DRAWN, fontsize=TYPE[0], color=PALE, ha="right")
-    if drawn and fig.get_constrained_layout(): fig.get_layout_engine().set(rect=(0, foot, 1, 1 - foot))
+    if drawn:
+        fig.text(.995, .25 * foot, DRAWN, fontsize=TYPE[0], color=PALE, ha="right")
+        if fig.get_constrained_layout(): fig.get_layout_engine().set(rect=(0, foot, 1, 1 - foot))
+        for legend in fig.legends: legend.set_bbox_to_anchor((0, foot, 1, 1 - foot), fig.transFigure)
     paths = [Path(folder) / f"{name}.{ending}" for ending in ("pdf", "png", "csv")]
     with rc_context(PRINT):
         to_print(fig)
