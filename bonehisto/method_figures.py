@@ -4,13 +4,13 @@
 __all__ = ['SHOWS', 'DOMAIN_WORDS', 'study_domains', 'shown_roi', 'pipeline_plate', 'segmentation_plate', 'separation_plate',
            'router_plate', 'scores_plate', 'label_efficiency_plate']
 
-# %% ../nbs/87_method_figures.ipynb #d91cc083
+# %% ../nbs/87_method_figures.ipynb #aa928f36
 import numpy as np
 import pandas as pd
 from matplotlib.lines import Line2D
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
 
-# %% ../nbs/87_method_figures.ipynb #564e597c
+# %% ../nbs/87_method_figures.ipynb #f8364971
 from .figures import plot_confusion, plot_scores, plot_umap
 from .files import UserError, nearest_name, read_json
 from .images import UNLABELLED
@@ -22,7 +22,7 @@ from .print_figures import COLUMNS_MM, FOOT_MM, Plate, letter_panels, place, she
 from .report_sections import domain_of, roi_pictures
 from .scores import confusion, dice
 
-# %% ../nbs/87_method_figures.ipynb #4f4176ba
+# %% ../nbs/87_method_figures.ipynb #a5aef284
 SHOWS = {"brightfield": ("O.Pm (mm)", "osteoid surface"), "fluorescence": ("dL.Pm (mm)", "double label")}
 
 def study_domains(run):
@@ -45,7 +45,7 @@ def shown_roi(
     if measured is None or name not in measured or not (size := measured.set_index("roi")[name].reindex(here["roi"])).notna().any(): return next(here.itertuples()), f"the first {whose}"
     return next(here[here["roi"] == size.idxmax()].itertuples()), f"the one {whose} with most {words}"
 
-# %% ../nbs/87_method_figures.ipynb #e3bbdf2c
+# %% ../nbs/87_method_figures.ipynb #bbd3b33c
 DOMAIN_WORDS = {"brightfield": ("Static parameters", "BV/TV, Tb.Th, OV/BV,\nOS/BS, O.Th"), "fluorescence": ("Dynamic parameters", "MAR, MS/BS, BFR/BS,\nAj.AR, Mlt")}
 
 def _box(ax, x, y, width, height, title, lines=""):
@@ -87,7 +87,7 @@ def pipeline_plate(
     ax.set(xlim=(0, COLUMNS_MM[2]), ylim=(height, 0), aspect="auto"); ax.set_axis_off()
     return Plate(fig, pd.DataFrame(rows, columns=["what", "number"]), "From image to parameter. Tiles of all ROIs train one encoder without labels; a linear router sends each tile to the head of its stain, or abstains; a head draws the tissue classes, and geometry measures the stitched maps.", 2)
 
-# %% ../nbs/87_method_figures.ipynb #f2454fb5
+# %% ../nbs/87_method_figures.ipynb #391437c3
 def segmentation_plate(
     run,      # RunFolder
     rois={},  # domain -> ROI to show
@@ -125,7 +125,7 @@ def _class_shares(domain, r, p):
     scores = dice(confusion(true, found, len(names))) if true is not None and true.shape == found.shape and max(true.max(), found.max()) < len(names) else np.full(len(names), np.nan)
     return [(domain, r.roi, r.subject, r.split, r.pixel_size_um, n, share(found, k), share(true, k), scores[k]) for k, n in enumerate(names)]
 
-# %% ../nbs/87_method_figures.ipynb #f1c4dcff
+# %% ../nbs/87_method_figures.ipynb #49c1ebe5
 def separation_plate(
     run,  # RunFolder
 ):
@@ -145,10 +145,10 @@ def separation_plate(
         rows.append(pd.DataFrame({"weights": weights, "tile": t["tile"], "subject": t["subject"], "domain": t["domain"], "UMAP 1": t[f"{x}_x"], "UMAP 2": t[f"{x}_y"], **({k: part[k].iloc[0] for k in ("domain_silhouette", "knn_purity", "chance")} if len(part) else {})}))
     letter_panels(axes); axes[0, 1].set_ylabel("")
     table_of = colours(sorted(t["domain"].unique())); handles = [Line2D([], [], linestyle="", marker="o", markersize=4, color=c, label=pretty(n)) for n, c in table_of.items()]
-    legend(fig, handles=handles, loc="outside lower center", ncols=len(handles), handlelength=1)
+    legend(fig, handles=handles, loc="outside upper center", ncols=len(handles), handlelength=1)
     return Plate(fig, pd.concat(rows, ignore_index=True), "UMAP of the features of all tiles that are not blank, coloured by stain: a, the encoder with random weights; b, after pretraining. Silhouette and purity (share of the nearest tiles of other subjects that bear the same stain) are taken in the feature space.")
 
-# %% ../nbs/87_method_figures.ipynb #a7f2de00
+# %% ../nbs/87_method_figures.ipynb #7536e2d0
 def router_plate(
     run,  # RunFolder
 ):
@@ -160,7 +160,7 @@ def router_plate(
     long["share (%)"] = 100 * long["tiles"] / long.groupby("truth")["tiles"].transform("sum")
     return Plate(fig, long.sort_values("truth", kind="stable"), "Where the router sent the tiles of test subjects: number of tiles and share of the row.")
 
-# %% ../nbs/87_method_figures.ipynb #6887972e
+# %% ../nbs/87_method_figures.ipynb #fe2cd6fd
 def scores_plate(
     run,  # RunFolder
 ):
@@ -174,11 +174,11 @@ def scores_plate(
     for ax, d in zip(axes.flat, domains):
         plot_scores(s[s["domain"] == d], ax, ("dice", "iou")); ax.get_legend().remove(); ax.set_title(pretty(d), loc="left")
         ax.set_xlim(floor, 1 + .09 * (1 - floor)); ax.set_xticks([v for v in np.linspace(0, 1, 11 if floor > .45 else 6) if v >= floor - 1e-9])
-    letter_panels(axes); legend(fig, handles=axes[0, 0].get_legend_handles_labels()[0], loc="outside lower center", ncols=2, handlelength=1)
+    letter_panels(axes); legend(fig, handles=axes[0, 0].get_legend_handles_labels()[0], loc="outside upper center", ncols=2, handlelength=1)
     n = f"{int(s['subjects'].min())} to {int(s['subjects'].max())}" if s["subjects"].nunique() > 1 else f"{int(s['subjects'].max())}"
     return Plate(fig, s, f"Dice and intersection over union by class on test subjects (n = {n}): mean over subjects with its interval.", 2)
 
-# %% ../nbs/87_method_figures.ipynb #94e8d7ea
+# %% ../nbs/87_method_figures.ipynb #3e4171a5
 def label_efficiency_plate(
     run,        # RunFolder
     other="",   # run folder of `label-efficiency`, where it is another
@@ -190,6 +190,6 @@ def label_efficiency_plate(
     for ax in axes.flat[len(domains):]: ax.set_visible(False)
     floor = max(0, np.floor(10 * (s[["mean", "low"]].min().min() - .03)) / 10)
     for ax, d in zip(axes.flat, domains): plot_label_efficiency(s[s["domain"] == d], ax, d); ax.get_legend().remove(); ax.tick_params(labelleft=True); ax.set_ylim(floor, 1 + .02 * (1 - floor))
-    letter_panels(axes); legend(fig, handles=axes[0, 0].get_legend_handles_labels()[0], loc="outside lower center", ncols=3)
+    letter_panels(axes); legend(fig, handles=axes[0, 0].get_legend_handles_labels()[0], loc="outside upper center", ncols=3)
     for ax in axes.flat[1:]: ax.set_ylabel("")
     return Plate(fig, s, "Dice, mean over tissue classes, against the number of labelled ROIs: mean over seeds with its interval over seeds.", 2)

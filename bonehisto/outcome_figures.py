@@ -4,13 +4,13 @@
 __all__ = ['LABEL_KINDS', 'STATIC', 'DYNAMIC', 'labels_plate', 'section_factor', 'groups_plate', 'agreement_pairs',
            'agreement_plate', 'tmv_plate']
 
-# %% ../nbs/87_outcome_figures.ipynb #3bd2e218
+# %% ../nbs/87_outcome_figures.ipynb #09338a87
 import numpy as np
 import pandas as pd
 import shapely
 from matplotlib.lines import Line2D
 
-# %% ../nbs/87_outcome_figures.ipynb #d447f01a
+# %% ../nbs/87_outcome_figures.ipynb #4ee4deeb
 from .agreement import LEAST_PAIRS, agreement_table
 from .agreement_figures import plot_agreement
 from .agreement_sections import held_out_rows
@@ -30,7 +30,7 @@ from .result_sections import one_interval
 from .tmv import read_cuts
 from .traces import KINDS, TICK_UM, read_marks
 
-# %% ../nbs/87_outcome_figures.ipynb #82e0e603
+# %% ../nbs/87_outcome_figures.ipynb #f09efc0f
 LABEL_KINDS = {"double label, later": "later label", "double label, earlier": "earlier label", "single label": "single label", "unresolved label": "unresolved double"}
 
 def _window(line, shape, side):
@@ -76,7 +76,7 @@ def section_factor(run):
     s = run.table("subject_parameters.csv", "summarise")
     return float(s["section factor"].dropna().iloc[0]) if s is not None and "section factor" in s and s["section factor"].notna().any() else 1.0
 
-# %% ../nbs/87_outcome_figures.ipynb #7d7d7d40
+# %% ../nbs/87_outcome_figures.ipynb #b070bac5
 STATIC = ("BV/TV (%)", "Tb.Th (um)", "Tb.Sp (um)", "OV/BV (%)", "OS/BS (%)", "O.Th (um)")
 DYNAMIC = ("MAR (um/d)", "MS/BS (%)", "BFR/BS (um3/um2/yr)", "Mlt (d)")
 
@@ -102,7 +102,7 @@ def groups_plate(
     table = pd.concat([each, means], ignore_index=True); first = ["kind", "parameter", "group", "subject", "value"]
     return Plate(fig, table[[*first, *(c for c in table if c not in first)]], f"{what} parameters by group, measured on predicted maps. Points: subjects; line and bar: mean over subjects with its interval (jackknife).", 2)
 
-# %% ../nbs/87_outcome_figures.ipynb #b2e55787
+# %% ../nbs/87_outcome_figures.ipynb #a4ce947c
 def agreement_pairs(
     run,             # RunFolder
     against="auto",  # mask, truth, or auto: mask where three subjects have both, else truth
@@ -143,7 +143,7 @@ def agreement_plate(
     numbers = pd.concat([kept.assign(kind="subject"), lines_of.assign(kind="bias and limits")], ignore_index=True); first = ["kind", "parameter", "subject", "map", reference]
     return Plate(fig, numbers[[*first, *(c for c in numbers if c not in first)]], f"Predicted map against {'given mask' if reference == 'mask' else 'truth'} in test subjects, which no training saw: difference over mean, or ratio over mean where errors grow with the value. Line: bias; dashed: limits of agreement; bands: their intervals.", 2)
 
-# %% ../nbs/87_outcome_figures.ipynb #4c99122b
+# %% ../nbs/87_outcome_figures.ipynb #7c4d09c1
 def tmv_plate(
     run,          # RunFolder
     names=False,  # writes the subjects' names
@@ -152,6 +152,6 @@ def tmv_plate(
     s, classes = run.needed("subject_parameters.csv", "summarise"), run.needed("tmv.csv", "compare"); run.needed("tmv_cuts.csv", "compare")
     fig, axes = sheet(1, 82); ax = plot_tmv(s, classes, read_cuts(run.path / "tables/tmv_cuts.csv"), axes[0, 0], names=names)
     if ax.get_legend() is None: raise LeftOut("Mineralisation lag time or bone formation rate is undefined in every subject.")
-    handles = ax.get_legend().legend_handles; ax.get_legend().remove(); legend(fig, handles=handles, loc="outside lower center", ncols=2, handlelength=1.4)
+    handles = ax.get_legend().legend_handles; ax.get_legend().remove(); legend(fig, handles=handles, loc="outside upper center", ncols=2, handlelength=1.4)
     table = classes.merge(s[["subject", *(c for c in ("Mlt (d)", "BFR/BS (um3/um2/yr)", "BV/TV (%)") if c in s)]], on="subject", how="left")
     return Plate(fig, table, f"Subjects between mineralisation (lag time) and turnover (bone formation rate). Colour: volume class; hollow: turnover or mineralisation indeterminate; dashed: cuts of {', '.join(dict.fromkeys(as_text(classes['cuts'])))}. Research use, no diagnosis.")

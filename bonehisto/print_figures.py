@@ -4,7 +4,7 @@
 __all__ = ['COLUMNS_MM', 'TYPE', 'DPI', 'MM', 'PRINT', 'FOOT_MM', 'DRAWN', 'sheet', 'place', 'to_print', 'letter_panels', 'Plate',
            'write_plate']
 
-# %% ../nbs/83_print_figures.ipynb #9ced85d2
+# %% ../nbs/83_print_figures.ipynb #f41ef42b
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,12 +18,12 @@ from matplotlib.lines import Line2D
 from matplotlib.text import Text
 from matplotlib_scalebar.scalebar import ScaleBar
 
-# %% ../nbs/83_print_figures.ipynb #9f22c175
+# %% ../nbs/83_print_figures.ipynb #c61b42dc
 from .files import atomic_path, write_table
 from .look import INK, PALE
 from .page import canvas
 
-# %% ../nbs/83_print_figures.ipynb #bfa73471
+# %% ../nbs/83_print_figures.ipynb #f94c29f8
 COLUMNS_MM = {1: 89, 2: 183}  # width of a figure over so many columns
 TYPE = (7, 8)                 # points: least and largest
 DPI, MM = 300, 25.4
@@ -38,7 +38,7 @@ def sheet(
     "A Figure over one or two columns and its Axes, an array."
     return canvas(height_mm / MM, nrows, ncols, COLUMNS_MM[columns] / MM, **kwargs)
 
-# %% ../nbs/83_print_figures.ipynb #50b5341d
+# %% ../nbs/83_print_figures.ipynb #2a1610af
 FOOT_MM = 4  # strip at the foot of every figure
 
 def place(
@@ -50,7 +50,7 @@ def place(
     ax.set_position((x / wide, 1 - (y + height) / tall, width / wide, height / tall))
     return ax
 
-# %% ../nbs/83_print_figures.ipynb #1f345c97
+# %% ../nbs/83_print_figures.ipynb #76ee78b6
 def to_print(
     fig,  # Figure
 ):
@@ -63,7 +63,7 @@ def to_print(
     for line in (line for lines in (*(ax.lines for ax in fig.axes), *(g.legend_handles for g in fig.legends)) for line in lines if isinstance(line, Line2D)): line.set_markersize(.8 * line.get_markersize())
     return fig
 
-# %% ../nbs/83_print_figures.ipynb #145a5328
+# %% ../nbs/83_print_figures.ipynb #2d33780f
 def letter_panels(
     axes,  # array of Axes; hidden ones get none
 ):
@@ -74,7 +74,7 @@ def letter_panels(
         ax.set_title(""); ax.set_title(f"{letter}   {title}".rstrip(), loc="left", fontsize=10, fontweight="bold", color=INK, pad=5)
     return axes
 
-# %% ../nbs/83_print_figures.ipynb #fd0f7e2b
+# %% ../nbs/83_print_figures.ipynb #a3b3c609
 @dataclass
 class Plate:
     "A figure for print: `fig`, the `table` of what it shows, and its `caption`; `columns` wide."
@@ -97,7 +97,6 @@ def write_plate(
     if drawn:
         fig.text(.995, .25 * foot, DRAWN, fontsize=TYPE[0], color=PALE, ha="right")
         if fig.get_constrained_layout(): fig.get_layout_engine().set(rect=(0, foot, 1, 1 - foot))
-        for legend in fig.legends: legend.set_bbox_to_anchor((0, foot, 1, 1 - foot), fig.transFigure)
     paths = [Path(folder) / f"{name}.{ending}" for ending in ("pdf", "png", "csv")]
     with rc_context(PRINT):
         to_print(fig)
