@@ -4,13 +4,13 @@
 __all__ = ['SHOWS', 'DOMAIN_WORDS', 'study_domains', 'shown_roi', 'pipeline_plate', 'segmentation_plate', 'separation_plate',
            'router_plate', 'scores_plate', 'label_efficiency_plate']
 
-# %% ../nbs/87_method_figures.ipynb #aa928f36
+# %% ../nbs/87_method_figures.ipynb #910f01b4
 import numpy as np
 import pandas as pd
 from matplotlib.lines import Line2D
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
 
-# %% ../nbs/87_method_figures.ipynb #f8364971
+# %% ../nbs/87_method_figures.ipynb #fdb5fd63
 from .figures import plot_confusion, plot_scores, plot_umap
 from .files import UserError, nearest_name, read_json
 from .images import UNLABELLED
@@ -22,7 +22,7 @@ from .print_figures import COLUMNS_MM, FOOT_MM, Plate, letter_panels, place, she
 from .report_sections import domain_of, roi_pictures
 from .scores import confusion, dice
 
-# %% ../nbs/87_method_figures.ipynb #a5aef284
+# %% ../nbs/87_method_figures.ipynb #336284e3
 SHOWS = {"brightfield": ("O.Pm (mm)", "osteoid surface"), "fluorescence": ("dL.Pm (mm)", "double label")}
 
 def study_domains(run):
@@ -45,7 +45,7 @@ def shown_roi(
     if measured is None or name not in measured or not (size := measured.set_index("roi")[name].reindex(here["roi"])).notna().any(): return next(here.itertuples()), f"the first {whose}"
     return next(here[here["roi"] == size.idxmax()].itertuples()), f"the one {whose} with most {words}"
 
-# %% ../nbs/87_method_figures.ipynb #bbd3b33c
+# %% ../nbs/87_method_figures.ipynb #4ce86c92
 DOMAIN_WORDS = {"brightfield": ("Static parameters", "BV/TV, Tb.Th, OV/BV,\nOS/BS, O.Th"), "fluorescence": ("Dynamic parameters", "MAR, MS/BS, BFR/BS,\nAj.AR, Mlt")}
 
 def _box(ax, x, y, width, height, title, lines=""):
@@ -66,28 +66,28 @@ def pipeline_plate(
     t = run.needed("rois.csv", "inventory"); tiles = run.needed("tiles.parquet", "tile"); domains = study_domains(run)
     if not domains: raise LeftOut("No ROI has a domain, neither given nor found by the router.")
     settings = run.record.get("parameters") or {}; encoder = run.path / "checkpoints/encoder.json"
-    preset = read_json(encoder).get("name") if encoder.exists() else (settings.get("pretrain") or {}).get("preset")
+    preset = (read_json(encoder).get("shape") or {}).get("name") if encoder.exists() else (settings.get("pretrain") or {}).get("preset")
     side = (settings.get("tile") or {}).get("tile")
     counts = {d: sum(domain_of(run, r) == d for r in t.itertuples()) for d in domains}
     rows = [("subjects", t["subject"].nunique()), *((f"ROIs, {d}", n) for d, n in counts.items()), ("tiles", len(tiles)), ("blank tiles", int(tiles["blank"].sum()))]
     height = 28 * len(domains) + FOOT_MM; fig, axes = sheet(2, height); ax = place(axes[0, 0], 0, 0, COLUMNS_MM[2], height); middle = 14 * len(domains) + 1
-    for x, width, title, lines in ((29, 20, "Tiles", f"{len(tiles)}" + (f"\n{side} × {side} px" if side else "")), (55, 26, "Encoder", f"ViT {preset or ''}".strip() + "\nLeJEPA, no labels"), (87, 20, "Router", "linear, or\nabstains")): _box(ax, x, middle - 8, width, 16, title, lines)
-    for a, b in ((49, 55), (81, 87)): _arrow(ax, (a, middle), (b, middle))
+    for x, width, title, lines in ((32, 20, "Tiles", f"{len(tiles)}" + (f"\n{side} × {side} px" if side else "")), (57, 26, "Encoder", f"ViT {preset or ''}".strip() + "\nLeJEPA, no labels"), (88, 20, "Router", "linear, or\nabstains")): _box(ax, x, middle - 8, width, 16, title, lines)
+    for a, b in ((52, 57), (83, 88)): _arrow(ax, (a, middle), (b, middle))
     for i, d in enumerate(domains):
         y = 28 * i + 5; centre = y + 10; near = middle + (centre - middle) * .3
         try: pictures = roi_pictures(run, shown_roi(run, d, rois.get(d, ""))[0])
         except LeftOut: pictures = dict.fromkeys(("image", "predicted", "classes"))
-        for x, picture in ((2, pictures["image"]), (126, None if pictures["predicted"] is None else paint(pictures["predicted"], pictures["classes"]))):
+        for x, picture in ((2, pictures["image"]), (127, None if pictures["predicted"] is None else paint(pictures["predicted"], pictures["classes"]))):
             if picture is None: _box(ax, x, y, 20, 20, "ROI" if x < 9 else "map"); continue
             n = min(picture.shape[:2]); ax.imshow(shrink(picture[:n, :n], 300)[0], extent=(x, x + 20, y + 20, y), zorder=2)
-        _box(ax, 112, centre - 3.5, 10, 7, "head")
-        for start, end in (((22, centre), (29, near)), ((107, near), (112, centre)), ((122, centre), (126, centre)), ((146, centre), (150, centre))): _arrow(ax, start, end)
+        _box(ax, 113, centre - 3.5, 10, 7, "head")
+        for start, end in (((22, centre), (32, near)), ((108, near), (113, centre)), ((123, centre), (127, centre)), ((147, centre), (150.5, centre))): _arrow(ax, start, end)
         words, symbols = DOMAIN_WORDS.get(d, ("Parameters", ""))
-        for x, level, line, style in ((2, y - 1.4, f"{pretty(d)}, {counts[d]} ROIs", {}), (126, y - 1.4, "class map", {}), (151, centre - .8, words, {"fontweight": "bold"}), (151, centre + .8, symbols, {"va": "top"})): ax.text(x, level, line, **{"fontsize": 8.5, "color": INK} | style)
+        for x, level, line, style in ((2, y - 1.4, f"{pretty(d)}, {counts[d]} ROIs", {}), (127, y - 1.4, "class map", {}), (151.5, centre - .8, words, {"fontweight": "bold"}), (151.5, centre + .8, symbols, {"va": "top"})): ax.text(x, level, line, **{"fontsize": 8.5, "color": INK} | style)
     ax.set(xlim=(0, COLUMNS_MM[2]), ylim=(height, 0), aspect="auto"); ax.set_axis_off()
     return Plate(fig, pd.DataFrame(rows, columns=["what", "number"]), "From image to parameter. Tiles of all ROIs train one encoder without labels; a linear router sends each tile to the head of its stain, or abstains; a head draws the tissue classes, and geometry measures the stitched maps.", 2)
 
-# %% ../nbs/87_method_figures.ipynb #391437c3
+# %% ../nbs/87_method_figures.ipynb #2834cdd4
 def segmentation_plate(
     run,      # RunFolder
     rois={},  # domain -> ROI to show
@@ -125,7 +125,7 @@ def _class_shares(domain, r, p):
     scores = dice(confusion(true, found, len(names))) if true is not None and true.shape == found.shape and max(true.max(), found.max()) < len(names) else np.full(len(names), np.nan)
     return [(domain, r.roi, r.subject, r.split, r.pixel_size_um, n, share(found, k), share(true, k), scores[k]) for k, n in enumerate(names)]
 
-# %% ../nbs/87_method_figures.ipynb #49c1ebe5
+# %% ../nbs/87_method_figures.ipynb #4e694004
 def separation_plate(
     run,  # RunFolder
 ):
@@ -148,7 +148,7 @@ def separation_plate(
     legend(fig, handles=handles, loc="outside upper center", ncols=len(handles), handlelength=1)
     return Plate(fig, pd.concat(rows, ignore_index=True), "UMAP of the features of all tiles that are not blank, coloured by stain: a, the encoder with random weights; b, after pretraining. Silhouette and purity (share of the nearest tiles of other subjects that bear the same stain) are taken in the feature space.")
 
-# %% ../nbs/87_method_figures.ipynb #7536e2d0
+# %% ../nbs/87_method_figures.ipynb #ed091d39
 def router_plate(
     run,  # RunFolder
 ):
@@ -160,7 +160,7 @@ def router_plate(
     long["share (%)"] = 100 * long["tiles"] / long.groupby("truth")["tiles"].transform("sum")
     return Plate(fig, long.sort_values("truth", kind="stable"), "Where the router sent the tiles of test subjects: number of tiles and share of the row.")
 
-# %% ../nbs/87_method_figures.ipynb #fe2cd6fd
+# %% ../nbs/87_method_figures.ipynb #aaf3dd75
 def scores_plate(
     run,  # RunFolder
 ):
@@ -178,7 +178,7 @@ def scores_plate(
     n = f"{int(s['subjects'].min())} to {int(s['subjects'].max())}" if s["subjects"].nunique() > 1 else f"{int(s['subjects'].max())}"
     return Plate(fig, s, f"Dice and intersection over union by class on test subjects (n = {n}): mean over subjects with its interval.", 2)
 
-# %% ../nbs/87_method_figures.ipynb #3e4171a5
+# %% ../nbs/87_method_figures.ipynb #0e95ae77
 def label_efficiency_plate(
     run,        # RunFolder
     other="",   # run folder of `label-efficiency`, where it is another

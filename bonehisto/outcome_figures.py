@@ -2,15 +2,15 @@
 
 # %% auto #0
 __all__ = ['LABEL_KINDS', 'STATIC', 'DYNAMIC', 'labels_plate', 'section_factor', 'groups_plate', 'agreement_pairs',
-           'agreement_plate', 'tmv_plate']
+           'agreement_plate', 'tmv_plate', 'abstract_plates']
 
-# %% ../nbs/87_outcome_figures.ipynb #09338a87
+# %% ../nbs/87_outcome_figures.ipynb #593c3be4
 import numpy as np
 import pandas as pd
 import shapely
 from matplotlib.lines import Line2D
 
-# %% ../nbs/87_outcome_figures.ipynb #4ee4deeb
+# %% ../nbs/87_outcome_figures.ipynb #435b8e8f
 from .agreement import LEAST_PAIRS, agreement_table
 from .agreement_figures import plot_agreement
 from .agreement_sections import held_out_rows
@@ -20,7 +20,7 @@ from .group_figures import plot_tmv
 from .images import open_roi
 from .look import INK, legend
 from .measure import SHOWN
-from .method_figures import shown_roi
+from .method_figures import label_efficiency_plate, pipeline_plate, router_plate, scores_plate, segmentation_plate, separation_plate, shown_roi
 from .observers import agree_on_rows
 from .overlays import add_scale
 from .page import LeftOut, as_text
@@ -30,7 +30,7 @@ from .result_sections import one_interval
 from .tmv import read_cuts
 from .traces import KINDS, TICK_UM, read_marks
 
-# %% ../nbs/87_outcome_figures.ipynb #f09efc0f
+# %% ../nbs/87_outcome_figures.ipynb #23dc9a3e
 LABEL_KINDS = {"double label, later": "later label", "double label, earlier": "earlier label", "single label": "single label", "unresolved label": "unresolved double"}
 
 def _window(line, shape, side):
@@ -47,7 +47,9 @@ def labels_plate(
     "A piece of a fluorescence ROI with its double labels and distance ticks, and the distribution of distances with MAR above; two columns wide."
     stretches = run.needed("label_stretches.csv", "measure"); doubles = stretches[(stretches["kind"] == "double") & stretches["distance_um"].notna()]
     if doubles.empty: raise LeftOut("No double label was found.")
-    row, why = shown_roi(run, "fluorescence", roi)
+    held = doubles[doubles["split"] == "test"]; pick, whose = (held, "of the test subjects") if len(held) else (doubles, "of all subjects")
+    row, why = shown_roi(run, "fluorescence", roi or str(pick.groupby("roi")["length_um"].sum().idxmax()))
+    if not roi: why = f"the one {whose} with most double label"
     if not (run.path / "audit" / f"{row.roi}.geojson").exists(): raise LeftOut(f"There is no audit/{row.roi}.geojson: the step `measure` writes it.")
     try:
         marks, px, shape = read_marks(run.path / "audit" / f"{row.roi}.geojson")
@@ -76,7 +78,7 @@ def section_factor(run):
     s = run.table("subject_parameters.csv", "summarise")
     return float(s["section factor"].dropna().iloc[0]) if s is not None and "section factor" in s and s["section factor"].notna().any() else 1.0
 
-# %% ../nbs/87_outcome_figures.ipynb #b070bac5
+# %% ../nbs/87_outcome_figures.ipynb #123740bf
 STATIC = ("BV/TV (%)", "Tb.Th (um)", "Tb.Sp (um)", "OV/BV (%)", "OS/BS (%)", "O.Th (um)")
 DYNAMIC = ("MAR (um/d)", "MS/BS (%)", "BFR/BS (um3/um2/yr)", "Mlt (d)")
 
@@ -92,7 +94,8 @@ def groups_plate(
     if not have: raise LeftOut(f"{', '.join(parameters)}: undefined in every subject.")
     columns = 4 if len(have) == 4 or len(have) > 6 else 3; lines = -(-len(have) // columns); fig, axes = sheet(2, 47 * lines + FOOT_MM, lines, columns)
     for ax in axes.flat[len(have):]: ax.set_visible(False)
-    for ax, p in zip(axes.flat, have): plot_groups(s, p, ax, summary, None)
+    for ax, p in zip(axes.flat, have):
+        for dots in plot_groups(s, p, ax, summary, None).collections: dots.set_clip_on(False)
     names = s["group"].astype(str).unique()
     if sum(map(len, names)) > 90 / columns:
         for ax in axes.flat: ax.tick_params("x", rotation=30)
@@ -100,9 +103,9 @@ def groups_plate(
     each = s.melt([c for c in ("subject", "group", "split") if c in s], have, "parameter", "value").assign(kind="subject")
     means = summary[summary["parameter"].isin(have)].rename(columns={"mean": "value"}).assign(kind="group mean")
     table = pd.concat([each, means], ignore_index=True); first = ["kind", "parameter", "group", "subject", "value"]
-    return Plate(fig, table[[*first, *(c for c in table if c not in first)]], f"{what} parameters by group, measured on predicted maps. Points: subjects; line and bar: mean over subjects with its interval (jackknife).", 2)
+    return Plate(fig, table[[*first, *(c for c in table if c not in first)]], f"{what} parameters by group, measured on predicted maps. Points: subjects; line and bar: mean over subjects with its interval (jackknife), cut where it leaves the panel.", 2)
 
-# %% ../nbs/87_outcome_figures.ipynb #a4ce947c
+# %% ../nbs/87_outcome_figures.ipynb #54a420d3
 def agreement_pairs(
     run,             # RunFolder
     against="auto",  # mask, truth, or auto: mask where three subjects have both, else truth
@@ -132,8 +135,8 @@ def agreement_plate(
 ):
     "Bland-Altman panels, one a parameter; two columns wide."
     pairs, table, reference = agreement_pairs(run, against)
-    rows = [table[table["parameter"] == p].iloc[0].to_dict() for p in parameters or SHOWN if (table["parameter"] == p).any()]
-    if not rows: raise LeftOut("None of the parameters was measured in both.")
+    rows = [table[table["parameter"] == p].iloc[0].to_dict() for p in parameters or SHOWN if ((table["parameter"] == p) & table["bias"].notna()).any()]
+    if not rows: raise LeftOut(f"No parameter is defined in {LEAST_PAIRS} test subjects on both sides.")
     columns = min(4, max(2, len(rows))); lines = -(-len(rows) // columns); fig, axes = sheet(2, 46 * lines + FOOT_MM, lines, columns)
     for ax in axes.flat[len(rows):]: ax.set_visible(False)
     for ax, r in zip(axes.flat, rows): plot_agreement(pairs[pairs["parameter"] == r["parameter"]], r, ax, ("map", reference), beneath=True)
@@ -143,7 +146,7 @@ def agreement_plate(
     numbers = pd.concat([kept.assign(kind="subject"), lines_of.assign(kind="bias and limits")], ignore_index=True); first = ["kind", "parameter", "subject", "map", reference]
     return Plate(fig, numbers[[*first, *(c for c in numbers if c not in first)]], f"Predicted map against {'given mask' if reference == 'mask' else 'truth'} in test subjects, which no training saw: difference over mean, or ratio over mean where errors grow with the value. Line: bias; dashed: limits of agreement; bands: their intervals.", 2)
 
-# %% ../nbs/87_outcome_figures.ipynb #7c4d09c1
+# %% ../nbs/87_outcome_figures.ipynb #acd85a54
 def tmv_plate(
     run,          # RunFolder
     names=False,  # writes the subjects' names
@@ -155,3 +158,24 @@ def tmv_plate(
     handles = ax.get_legend().legend_handles; ax.get_legend().remove(); legend(fig, handles=handles, loc="outside upper center", ncols=2, handlelength=1.4)
     table = classes.merge(s[["subject", *(c for c in ("Mlt (d)", "BFR/BS (um3/um2/yr)", "BV/TV (%)") if c in s)]], on="subject", how="left")
     return Plate(fig, table, f"Subjects between mineralisation (lag time) and turnover (bone formation rate). Colour: volume class; hollow: turnover or mineralisation indeterminate; dashed: cuts of {', '.join(dict.fromkeys(as_text(classes['cuts'])))}. Research use, no diagnosis.")
+
+# %% ../nbs/87_outcome_figures.ipynb #64453d77
+def abstract_plates(
+    run,              # RunFolder
+    rois={},          # domain -> ROI to show
+    label_run="",     # run folder of `label-efficiency`, where it is another
+    static=STATIC,    # columns of subject_parameters.csv
+    dynamic=DYNAMIC,
+    agree_on=(),      # parameters of the Bland-Altman panels; empty for the seven that are shown everywhere
+    against="auto",   # mask, truth
+    names=False,      # subjects' names on the TMV plane
+):
+    "`(plates, left out)`: name -> Plate, and name -> why there is none."
+    makers = {"pipeline": lambda: pipeline_plate(run, rois), "segmentation": lambda: segmentation_plate(run, rois), "separation": lambda: separation_plate(run), "router": lambda: router_plate(run), "scores": lambda: scores_plate(run),
+              "label_efficiency": lambda: label_efficiency_plate(run, label_run), "labels": lambda: labels_plate(run, rois.get("fluorescence", "")), "static": lambda: groups_plate(run, static, "Static"), "dynamic": lambda: groups_plate(run, dynamic, "Dynamic"),
+              "agreement": lambda: agreement_plate(run, agree_on, against), "tmv": lambda: tmv_plate(run, names)}
+    plates, left = {}, {}
+    for name, make in makers.items():
+        try: plates[name] = make()
+        except LeftOut as e: left[name] = str(e)
+    return plates, left
