@@ -5,14 +5,14 @@ __all__ = ['STATIC', 'DYNAMIC', 'PARAMETERS', 'VALUES', 'Numbers', 'study', 'spl
            'separation', 'router', 'dice', 'iou', 'detection', 'classes', 'labels', 'agreement', 'truth', 'static',
            'dynamic', 'tests', 'tmv']
 
-# %% ../nbs/88_abstract_numbers.ipynb #6417769c
+# %% ../nbs/88_abstract_numbers.ipynb #7a18d803
 import numpy as np
 
-# %% ../nbs/88_abstract_numbers.ipynb #bdad98d2
+# %% ../nbs/88_abstract_numbers.ipynb #44ce3d4a
 from .look import group_order, pretty
 from .page import LeftOut, as_text, decimals, number, undefined
 
-# %% ../nbs/88_abstract_numbers.ipynb #330edfe2
+# %% ../nbs/88_abstract_numbers.ipynb #5f511583
 class Numbers:
     "Numbers taken from a run's tables, or from the tables of its figures; `taken` lists table, row, column and value of each."
     def __init__(
@@ -53,7 +53,7 @@ class Numbers:
         said = "; ".join(filter(None, [f"{number(ends[0], places)} to {number(ends[1], places)}" if len(ends) == 2 else "", many]))
         return number(mean, places) + (f" {unit}" if unit else "") + (f" ({said})" if said else "")
 
-# %% ../nbs/88_abstract_numbers.ipynb #16c183d6
+# %% ../nbs/88_abstract_numbers.ipynb #0eef4ec8
 def _domains(n, name, step, **row):
     "The domains of a table's rows that hold `row`, in the table's order."
     t = n.needed(name, step)
@@ -74,7 +74,8 @@ def split(n):
     "Subjects of each split."
     found = {s: n.count("rois.csv", "inventory", f"subjects, split {s}", lambda t: t[as_text(t["split"]) == s].drop_duplicates("subject")) for s in ("train", "val", "test")}
     if not found["test"]: raise LeftOut("No subject is held out.")
-    return found
+    seen = (n.run.record.get("parameters", {}).get("pretrain") or {}).get("splits")
+    return found | {"unseen": isinstance(seen, list) and "test" not in seen}
 
 def tiles(n): return {"n": n.count("tiles.parquet", "tile", "tiles")}
 
@@ -123,16 +124,16 @@ def classes(n):
 
 def labels(n):
     "Dice of the head with the fewest labelled ROIs."
-    name, step = "label_efficiency.csv", "label_efficiency"; t = n.needed(name, step); own = t[t["peer"] == "ours"]
+    name, step = "abstract/label_efficiency.csv", "figures"; t = n.needed(name, step); own = t[t["peer"] == "ours"]
     if own.empty: raise LeftOut(f"{name} holds no head on the pretrained encoder.")
     least = n.note(name, "fewest", "labels", min(set(as_text(own["labels"])), key=lambda v: np.inf if v == "all" else int(v)))
     return {"least": least, "domains": [{"domain": pretty(d), "text": n.interval(name, step, places=3, domain=d, peer="ours", labels=least)} for d in dict.fromkeys(own.loc[as_text(own["labels"]) == least, "domain"])]}
 
 def agreement(n):
     "Bias with interval and limits of agreement by parameter; ratios where the scale is logarithmic."
-    name, step = "agreement.csv", "figures"; t = n.needed(name, step); lines = t[(t["kind"] == "bias and limits") & np.isfinite(t["bias"].astype(float))]; out = []
+    name, step = "abstract/agreement.csv", "figures"; t = n.needed(name, step); lines = t[(t["kind"] == "bias and limits") & np.isfinite(t["bias"].astype(float))]; out = []
     for r in lines.to_dict("records"):
-        row = {"kind": "bias and limits", "parameter": r["parameter"]}; log = r["scale"] == "log"; places = 3 if log else decimals([r["upper limit"] - r["lower limit"]]); unit = "" if log else _unit(r["parameter"])
+        row = {"kind": "bias and limits", "parameter": r["parameter"]}; log = r["scale"] == "log"; places = 3 if log else decimals([r["upper limit"] - r["lower limit"]]); unit = "" if log else _apart(r["parameter"])
         low, high = (number(n.take(name, step, f"{end} limit", **row), places) for end in ("lower", "upper"))
         out.append({"name": _unitless(r["parameter"]), "bias": ("ratio " if log else "") + n.interval(name, step, ("bias", "bias low", "bias high"), places, unit=unit, **row), "limits": f"{low} to {high}", "n": f"{n.take(name, step, 'n', **row):.0f}"})
     return {"reference": "given masks" if "mask" in t else "the truth", "parameters": out}
@@ -149,6 +150,7 @@ STATIC, DYNAMIC = ("BV/TV (%)", "OS/BS (%)", "O.Th (um)"), ("MAR (um/d)", "MS/BS
 PARAMETERS = (*STATIC, *DYNAMIC)
 def _unitless(p): return pretty(p).split(" (")[0]
 def _unit(p): return pretty(p).partition(" (")[2].rstrip(")")
+def _apart(p): return "percentage points" if _unit(p) == "%" else _unit(p)  # of a difference
 
 def _by_group(n, parameters):
     "Mean with interval by group; one group is not named."
@@ -170,7 +172,7 @@ def tests(n):
     if len(names) < 2: raise LeftOut("group_tests.csv holds no difference between groups.")
     ends = pairs[(pairs["group"].isin((names[0], names[-1]))) & (pairs["against"].isin((names[0], names[-1])))]; a, b = (ends["group"].iloc[0], ends["against"].iloc[0]) if len(ends) else ("", "")
     row = lambda p: {"kind": "pair", "group": a, "against": b, "parameter": p}
-    found = [{"name": _unitless(p), "text": n.interval("group_tests.csv", "compare", ("difference", "low", "high"), unit=_unit(p), **row(p)), "p": number(n.take("group_tests.csv", "compare", "p Welch Holm", **row(p)), 3)} for p in PARAMETERS if (ends["parameter"] == p).any()]
+    found = [{"name": _unitless(p), "text": n.interval("group_tests.csv", "compare", ("difference", "low", "high"), unit=_apart(p), **row(p)), "p": number(n.take("group_tests.csv", "compare", "p Welch Holm", **row(p)), 3)} for p in PARAMETERS if (ends["parameter"] == p).any()]
     if not found: raise LeftOut("group_tests.csv holds no difference between groups.")
     return {"pair": f"{pretty(a)} and {pretty(b)}", "parameters": found}
 
@@ -179,7 +181,7 @@ def tmv(n):
     t = n.needed("tmv.csv", "compare"); axes = []
     for axis in ("turnover", "mineralisation", "volume"):
         kinds = [k for k in ("low", "normal", "high", "abnormal", "indeterminate") if (t[axis] == k).any()] + sorted(set(as_text(t[axis])) - {"", "low", "normal", "high", "abnormal", "indeterminate"})
-        if kinds: axes.append({"name": axis, "classes": [{"name": k, "n": n.count("tmv.csv", "compare", f"subjects, {axis} {k}", lambda t: t[as_text(t[axis]) == k])} for k in kinds]})
+        if kinds: axes.append({"name": axis, "classes": [{"name": k or "undefined", "n": n.count("tmv.csv", "compare", f"subjects, {axis} {k or 'undefined'}", lambda t: t[as_text(t[axis]) == k])} for k in [*kinds, *([""] if (as_text(t[axis]) == "").any() else [])]]})
     if not axes: raise LeftOut("tmv.csv holds no class.")
     return {"axes": axes, "subjects": n.count("tmv.csv", "compare", "subjects"), "cuts": ", ".join(dict.fromkeys(as_text(t["cuts"])))}
 

@@ -4,13 +4,15 @@
 __all__ = ['SHOWS', 'DOMAIN_WORDS', 'study_domains', 'shown_roi', 'pipeline_plate', 'segmentation_plate', 'separation_plate',
            'router_plate', 'scores_plate', 'label_efficiency_plate']
 
-# %% ../nbs/87_method_figures.ipynb #910f01b4
+# %% ../nbs/87_method_figures.ipynb #3bd851c9
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 from matplotlib.lines import Line2D
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
 
-# %% ../nbs/87_method_figures.ipynb #fdb5fd63
+# %% ../nbs/87_method_figures.ipynb #ce3ae723
 from .figures import plot_confusion, plot_scores, plot_umap
 from .files import UserError, nearest_name, read_json
 from .images import UNLABELLED
@@ -22,7 +24,7 @@ from .print_figures import COLUMNS_MM, FOOT_MM, Plate, letter_panels, place, she
 from .report_sections import domain_of, roi_pictures
 from .scores import confusion, dice
 
-# %% ../nbs/87_method_figures.ipynb #336284e3
+# %% ../nbs/87_method_figures.ipynb #c4d7761f
 SHOWS = {"brightfield": ("O.Pm (mm)", "osteoid surface"), "fluorescence": ("dL.Pm (mm)", "double label")}
 
 def study_domains(run):
@@ -45,7 +47,7 @@ def shown_roi(
     if measured is None or name not in measured or not (size := measured.set_index("roi")[name].reindex(here["roi"])).notna().any(): return next(here.itertuples()), f"the first {whose}"
     return next(here[here["roi"] == size.idxmax()].itertuples()), f"the one {whose} with most {words}"
 
-# %% ../nbs/87_method_figures.ipynb #4ce86c92
+# %% ../nbs/87_method_figures.ipynb #88f100c6
 DOMAIN_WORDS = {"brightfield": ("Static parameters", "BV/TV, Tb.Th, OV/BV,\nOS/BS, O.Th"), "fluorescence": ("Dynamic parameters", "MAR, MS/BS, BFR/BS,\nAj.AR, Mlt")}
 
 def _box(ax, x, y, width, height, title, lines=""):
@@ -87,7 +89,7 @@ def pipeline_plate(
     ax.set(xlim=(0, COLUMNS_MM[2]), ylim=(height, 0), aspect="auto"); ax.set_axis_off()
     return Plate(fig, pd.DataFrame(rows, columns=["what", "number"]), "From image to parameter. Tiles of all ROIs train one encoder without labels; a linear router sends each tile to the head of its stain, or abstains; a head draws the tissue classes, and geometry measures the stitched maps.", 2)
 
-# %% ../nbs/87_method_figures.ipynb #2834cdd4
+# %% ../nbs/87_method_figures.ipynb #89d5979b
 def segmentation_plate(
     run,      # RunFolder
     rois={},  # domain -> ROI to show
@@ -125,7 +127,7 @@ def _class_shares(domain, r, p):
     scores = dice(confusion(true, found, len(names))) if true is not None and true.shape == found.shape and max(true.max(), found.max()) < len(names) else np.full(len(names), np.nan)
     return [(domain, r.roi, r.subject, r.split, r.pixel_size_um, n, share(found, k), share(true, k), scores[k]) for k, n in enumerate(names)]
 
-# %% ../nbs/87_method_figures.ipynb #4e694004
+# %% ../nbs/87_method_figures.ipynb #7a1dc04b
 def separation_plate(
     run,  # RunFolder
 ):
@@ -148,7 +150,7 @@ def separation_plate(
     legend(fig, handles=handles, loc="outside upper center", ncols=len(handles), handlelength=1)
     return Plate(fig, pd.concat(rows, ignore_index=True), "UMAP of the features of all tiles that are not blank, coloured by stain: a, the encoder with random weights; b, after pretraining. Silhouette and purity (share of the nearest tiles of other subjects that bear the same stain) are taken in the feature space.")
 
-# %% ../nbs/87_method_figures.ipynb #ed091d39
+# %% ../nbs/87_method_figures.ipynb #e01538af
 def router_plate(
     run,  # RunFolder
 ):
@@ -160,7 +162,7 @@ def router_plate(
     long["share (%)"] = 100 * long["tiles"] / long.groupby("truth")["tiles"].transform("sum")
     return Plate(fig, long.sort_values("truth", kind="stable"), "Where the router sent the tiles of test subjects: number of tiles and share of the row.")
 
-# %% ../nbs/87_method_figures.ipynb #aaf3dd75
+# %% ../nbs/87_method_figures.ipynb #dbd57896
 def scores_plate(
     run,  # RunFolder
 ):
@@ -178,12 +180,13 @@ def scores_plate(
     n = f"{int(s['subjects'].min())} to {int(s['subjects'].max())}" if s["subjects"].nunique() > 1 else f"{int(s['subjects'].max())}"
     return Plate(fig, s, f"Dice and intersection over union by class on test subjects (n = {n}): mean over subjects with its interval.", 2)
 
-# %% ../nbs/87_method_figures.ipynb #0e95ae77
+# %% ../nbs/87_method_figures.ipynb #2567647a
 def label_efficiency_plate(
     run,        # RunFolder
     other="",   # run folder of `label-efficiency`, where it is another
 ):
     "Dice against the number of labelled ROIs, a panel a domain; two columns wide."
+    if other and not Path(other).is_dir(): raise UserError(f"figures.label_efficiency is {other}: there is no such run folder")
     s = (RunFolder(other) if other else run).needed("label_efficiency_summary.csv", "label_efficiency")
     domains = list(dict.fromkeys(s["domain"])); peers = sorted(set(s["peer"]), key=lambda p: [*PEER_NAMES, p].index(p))
     fig, axes = sheet(2, 62 + 4 * -(-len(peers) // 3), 1, max(2, len(domains)), sharey=True)
