@@ -44,7 +44,7 @@ def _frame(ax, mean, heights, log):
     if log: ax.set(xscale="log", yscale="log")
     for axis, put, values, room in ((ax.xaxis, ax.set_xlim, mean, .06), (ax.yaxis, ax.set_ylim, heights, .28)):
         v = np.log(values) if log else np.asarray(values, float)
-        wide = np.ptp(v) or abs(v.max()) * .1 or .1; ends = np.array([v.min() - room * wide, v.max() + room * wide])
+        wide = max(np.ptp(v), 0 if log else abs(v).max() * .01) or abs(v.max()) * .1 or .1; ends = np.array([v.min() - room * wide, v.max() + room * wide])
         put(*(np.exp(ends) if log else ends))
         axis.set_major_locator(LogLocator(subs=(1, 2, 5)) if log and np.ptp(ends) > 2 else MaxNLocator(4))
         if log: axis.set_minor_locator(NullLocator()); axis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))

@@ -4,13 +4,13 @@
 __all__ = ['LABEL_KINDS', 'STATIC', 'DYNAMIC', 'labels_plate', 'section_factor', 'known_parameters', 'groups_plate',
            'agreement_pairs', 'agreement_plate', 'tmv_plate', 'abstract_plates']
 
-# %% ../nbs/88_outcome_figures.ipynb #f4c73a4a
+# %% ../nbs/88_outcome_figures.ipynb #0ffbdcd7
 import numpy as np
 import pandas as pd
 import shapely
 from matplotlib.lines import Line2D
 
-# %% ../nbs/88_outcome_figures.ipynb #6d14bf82
+# %% ../nbs/88_outcome_figures.ipynb #4ec61a83
 from .agreement import LEAST_PAIRS, agreement_table
 from .agreement_figures import plot_agreement
 from .agreement_sections import held_out_rows
@@ -30,7 +30,7 @@ from .result_sections import one_interval
 from .tmv import read_cuts
 from .traces import KINDS, TICK_UM, read_marks
 
-# %% ../nbs/88_outcome_figures.ipynb #c69005af
+# %% ../nbs/88_outcome_figures.ipynb #6d4c13fc
 LABEL_KINDS = {"double label, later": "later label", "double label, earlier": "earlier label", "single label": "single label", "unresolved label": "unresolved double"}
 
 def _window(line, shape, side):
@@ -78,7 +78,7 @@ def section_factor(run):
     s = run.table("subject_parameters.csv", "summarise")
     return float(s["section factor"].dropna().iloc[0]) if s is not None and "section factor" in s and s["section factor"].notna().any() else 1.0
 
-# %% ../nbs/88_outcome_figures.ipynb #123d0a96
+# %% ../nbs/88_outcome_figures.ipynb #ea85e73f
 def known_parameters(
     names,    # as the user gave them
     table,    # with one column a parameter
@@ -115,7 +115,7 @@ def groups_plate(
     table = pd.concat([each, means], ignore_index=True); first = ["kind", "parameter", "group", "subject", "value"]
     return Plate(fig, table[[*first, *(c for c in table if c not in first)]], f"{what} parameters by group, measured on predicted maps. Points: subjects; line and bar: mean over subjects with its interval (jackknife), cut where it leaves the panel.", 2)
 
-# %% ../nbs/88_outcome_figures.ipynb #77199205
+# %% ../nbs/88_outcome_figures.ipynb #ad59d81f
 def agreement_pairs(
     run,             # RunFolder
     against="auto",  # mask, truth, or auto: mask where three subjects have both, else truth
@@ -156,7 +156,7 @@ def agreement_plate(
     numbers = pd.concat([kept.assign(kind="subject"), lines_of.assign(kind="bias and limits")], ignore_index=True); first = ["kind", "parameter", "subject", "map", reference]
     return Plate(fig, numbers[[*first, *(c for c in numbers if c not in first)]], f"Predicted map against {'given mask' if reference == 'mask' else 'truth'} in test subjects: difference over mean, or ratio over mean where errors grow with the value. Line: bias; dashed: limits of agreement; bands: their intervals.", 2)
 
-# %% ../nbs/88_outcome_figures.ipynb #1781ac80
+# %% ../nbs/88_outcome_figures.ipynb #14d24bd5
 def tmv_plate(
     run,          # RunFolder
     names=False,  # writes the subjects' names
@@ -169,7 +169,7 @@ def tmv_plate(
     table = classes.merge(s[["subject", *(c for c in ("Mlt (d)", "BFR/BS (um3/um2/yr)", "BV/TV (%)") if c in s)]], on="subject", how="left")
     return Plate(fig, table, f"Subjects between mineralisation (lag time) and turnover (bone formation rate). Colour: volume class; hollow: turnover or mineralisation indeterminate; dashed: cuts of {', '.join(dict.fromkeys(as_text(classes['cuts'])))}. Research use, no diagnosis.")
 
-# %% ../nbs/88_outcome_figures.ipynb #5ad575b0
+# %% ../nbs/88_outcome_figures.ipynb #adc1c5d7
 def abstract_plates(
     run,              # RunFolder
     rois={},          # domain -> ROI to show
@@ -179,13 +179,15 @@ def abstract_plates(
     agree_on=(),      # parameters of the Bland-Altman panels; empty for the seven that are shown everywhere
     against="auto",   # mask, truth
     names=False,      # subjects' names on the TMV plane
+    only=(),          # names of the figures wanted; empty for all
 ):
     "`(plates, left out)`: name -> Plate, and name -> why there is none."
     makers = {"pipeline": lambda: pipeline_plate(run, rois), "segmentation": lambda: segmentation_plate(run, rois), "separation": lambda: separation_plate(run), "router": lambda: router_plate(run), "scores": lambda: scores_plate(run),
               "label_efficiency": lambda: label_efficiency_plate(run, label_run), "labels": lambda: labels_plate(run, rois.get("fluorescence", "")), "static": lambda: groups_plate(run, static, "Static"), "dynamic": lambda: groups_plate(run, dynamic, "Dynamic"),
               "agreement": lambda: agreement_plate(run, agree_on, against), "tmv": lambda: tmv_plate(run, names)}
-    plates, left = {}, {}
-    for name, make in makers.items():
-        try: plates[name] = make()
+    if wrong := [f"figures.only names {name}: {nearest_name(name, makers)}" for name in only if name not in makers]: raise UserError(*wrong)
+    plates, left = {}, {name: "not asked for" for name in makers if only and name not in only}
+    for name in [n for n in makers if n not in left]:
+        try: plates[name] = makers[name]()
         except LeftOut as e: left[name] = str(e)
     return plates, left

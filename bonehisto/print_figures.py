@@ -4,7 +4,7 @@
 __all__ = ['COLUMNS_MM', 'TYPE', 'DPI', 'MM', 'PRINT', 'FOOT_MM', 'DRAWN', 'sheet', 'place', 'to_print', 'letter_panels', 'Plate',
            'write_plate']
 
-# %% ../nbs/83_print_figures.ipynb #f41ef42b
+# %% ../nbs/83_print_figures.ipynb #cb9a73fe
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,12 +18,12 @@ from matplotlib.lines import Line2D
 from matplotlib.text import Text
 from matplotlib_scalebar.scalebar import ScaleBar
 
-# %% ../nbs/83_print_figures.ipynb #c61b42dc
+# %% ../nbs/83_print_figures.ipynb #fa3f2981
 from .files import atomic_path, write_table
 from .look import INK, PALE
 from .page import canvas
 
-# %% ../nbs/83_print_figures.ipynb #f94c29f8
+# %% ../nbs/83_print_figures.ipynb #e39674c8
 COLUMNS_MM = {1: 89, 2: 183}  # width of a figure over so many columns
 TYPE = (7, 8)                 # points: least and largest
 DPI, MM = 300, 25.4
@@ -38,7 +38,7 @@ def sheet(
     "A Figure over one or two columns and its Axes, an array."
     return canvas(height_mm / MM, nrows, ncols, COLUMNS_MM[columns] / MM, **kwargs)
 
-# %% ../nbs/83_print_figures.ipynb #2a1610af
+# %% ../nbs/83_print_figures.ipynb #2b11c2f2
 FOOT_MM = 4  # strip at the foot of every figure
 
 def place(
@@ -50,7 +50,7 @@ def place(
     ax.set_position((x / wide, 1 - (y + height) / tall, width / wide, height / tall))
     return ax
 
-# %% ../nbs/83_print_figures.ipynb #76ee78b6
+# %% ../nbs/83_print_figures.ipynb #71825b45
 def to_print(
     fig,  # Figure
 ):
@@ -63,7 +63,7 @@ def to_print(
     for line in (line for lines in (*(ax.lines for ax in fig.axes), *(g.legend_handles for g in fig.legends)) for line in lines if isinstance(line, Line2D)): line.set_markersize(.8 * line.get_markersize())
     return fig
 
-# %% ../nbs/83_print_figures.ipynb #2d33780f
+# %% ../nbs/83_print_figures.ipynb #cbda723d
 def letter_panels(
     axes,  # array of Axes; hidden ones get none
 ):
@@ -74,7 +74,7 @@ def letter_panels(
         ax.set_title(""); ax.set_title(f"{letter}   {title}".rstrip(), loc="left", fontsize=10, fontweight="bold", color=INK, pad=5)
     return axes
 
-# %% ../nbs/83_print_figures.ipynb #a3b3c609
+# %% ../nbs/83_print_figures.ipynb #39b4c153
 @dataclass
 class Plate:
     "A figure for print: `fig`, the `table` of what it shows, and its `caption`; `columns` wide."
@@ -99,7 +99,7 @@ def write_plate(
         if fig.get_constrained_layout(): fig.get_layout_engine().set(rect=(0, foot, 1, 1 - foot))
     paths = [Path(folder) / f"{name}.{ending}" for ending in ("pdf", "png", "csv")]
     with rc_context(PRINT):
-        to_print(fig)
+        to_print(fig); fig.draw_without_rendering(); fig.set_layout_engine("none")  # laid out once, the same in both files
         for path in paths[:2]:
             with atomic_path(path) as tmp: fig.savefig(tmp, dpi=DPI, facecolor="white", metadata={"CreationDate": None} if path.suffix == ".pdf" else {})
     write_table(paths[2], plate.table)
