@@ -4,7 +4,7 @@
 __all__ = ['SHOWS', 'DOMAIN_WORDS', 'study_domains', 'shown_roi', 'pipeline_plate', 'segmentation_plate', 'separation_plate',
            'router_plate', 'scores_plate', 'label_efficiency_plate']
 
-# %% ../nbs/87_method_figures.ipynb #3bd851c9
+# %% ../nbs/87_method_figures.ipynb #2867a2cc
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +12,7 @@ import pandas as pd
 from matplotlib.lines import Line2D
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
 
-# %% ../nbs/87_method_figures.ipynb #ce3ae723
+# %% ../nbs/87_method_figures.ipynb #1cd27a5b
 from .figures import plot_confusion, plot_scores, plot_umap
 from .files import UserError, nearest_name, read_json
 from .images import UNLABELLED
@@ -24,7 +24,7 @@ from .print_figures import COLUMNS_MM, FOOT_MM, Plate, letter_panels, place, she
 from .report_sections import domain_of, roi_pictures
 from .scores import confusion, dice
 
-# %% ../nbs/87_method_figures.ipynb #c4d7761f
+# %% ../nbs/87_method_figures.ipynb #c4dfc40e
 SHOWS = {"brightfield": ("O.Pm (mm)", "osteoid surface"), "fluorescence": ("dL.Pm (mm)", "double label")}
 
 def study_domains(run):
@@ -47,7 +47,7 @@ def shown_roi(
     if measured is None or name not in measured or not (size := measured.set_index("roi")[name].reindex(here["roi"])).notna().any(): return next(here.itertuples()), f"the first {whose}"
     return next(here[here["roi"] == size.idxmax()].itertuples()), f"the one {whose} with most {words}"
 
-# %% ../nbs/87_method_figures.ipynb #88f100c6
+# %% ../nbs/87_method_figures.ipynb #2513618c
 DOMAIN_WORDS = {"brightfield": ("Static parameters", "BV/TV, Tb.Th, OV/BV,\nOS/BS, O.Th"), "fluorescence": ("Dynamic parameters", "MAR, MS/BS, BFR/BS,\nAj.AR, Mlt")}
 
 def _box(ax, x, y, width, height, title, lines=""):
@@ -89,7 +89,7 @@ def pipeline_plate(
     ax.set(xlim=(0, COLUMNS_MM[2]), ylim=(height, 0), aspect="auto"); ax.set_axis_off()
     return Plate(fig, pd.DataFrame(rows, columns=["what", "number"]), "From image to parameter. Tiles of all ROIs train one encoder without labels; a linear router sends each tile to the head of its stain, or abstains; a head draws the tissue classes, and geometry measures the stitched maps.", 2)
 
-# %% ../nbs/87_method_figures.ipynb #89d5979b
+# %% ../nbs/87_method_figures.ipynb #a8c2049a
 def segmentation_plate(
     run,      # RunFolder
     rois={},  # domain -> ROI to show
@@ -127,7 +127,7 @@ def _class_shares(domain, r, p):
     scores = dice(confusion(true, found, len(names))) if true is not None and true.shape == found.shape and max(true.max(), found.max()) < len(names) else np.full(len(names), np.nan)
     return [(domain, r.roi, r.subject, r.split, r.pixel_size_um, n, share(found, k), share(true, k), scores[k]) for k, n in enumerate(names)]
 
-# %% ../nbs/87_method_figures.ipynb #7a1dc04b
+# %% ../nbs/87_method_figures.ipynb #6cc9e1ca
 def separation_plate(
     run,  # RunFolder
 ):
@@ -150,7 +150,7 @@ def separation_plate(
     legend(fig, handles=handles, loc="outside upper center", ncols=len(handles), handlelength=1)
     return Plate(fig, pd.concat(rows, ignore_index=True), "UMAP of the features of all tiles that are not blank, coloured by stain: a, the encoder with random weights; b, after pretraining. Silhouette and purity (share of the nearest tiles of other subjects that bear the same stain) are taken in the feature space.")
 
-# %% ../nbs/87_method_figures.ipynb #e01538af
+# %% ../nbs/87_method_figures.ipynb #c96b0041
 def router_plate(
     run,  # RunFolder
 ):
@@ -162,7 +162,7 @@ def router_plate(
     long["share (%)"] = 100 * long["tiles"] / long.groupby("truth")["tiles"].transform("sum")
     return Plate(fig, long.sort_values("truth", kind="stable"), "Where the router sent the tiles of test subjects: number of tiles and share of the row.")
 
-# %% ../nbs/87_method_figures.ipynb #dbd57896
+# %% ../nbs/87_method_figures.ipynb #61ad0698
 def scores_plate(
     run,  # RunFolder
 ):
@@ -175,12 +175,12 @@ def scores_plate(
     for ax in axes.flat[len(domains):]: ax.set_visible(False)
     for ax, d in zip(axes.flat, domains):
         plot_scores(s[s["domain"] == d], ax, ("dice", "iou")); ax.get_legend().remove(); ax.set_title(pretty(d), loc="left")
-        ax.set_xlim(floor, 1 + .09 * (1 - floor)); ax.set_xticks([v for v in np.linspace(0, 1, 11 if floor > .45 else 6) if v >= floor - 1e-9])
+        ax.set_xlim(floor, 1 + .09 * (1 - floor)); ax.set_xticks([v for v in np.linspace(0, 1, 51 if floor > .85 else 11 if floor > .45 else 6) if v >= floor - 1e-9])
     letter_panels(axes); legend(fig, handles=axes[0, 0].get_legend_handles_labels()[0], loc="outside upper center", ncols=2, handlelength=1)
     n = f"{int(s['subjects'].min())} to {int(s['subjects'].max())}" if s["subjects"].nunique() > 1 else f"{int(s['subjects'].max())}"
     return Plate(fig, s, f"Dice and intersection over union by class on test subjects (n = {n}): mean over subjects with its interval.", 2)
 
-# %% ../nbs/87_method_figures.ipynb #2567647a
+# %% ../nbs/87_method_figures.ipynb #73708768
 def label_efficiency_plate(
     run,        # RunFolder
     other="",   # run folder of `label-efficiency`, where it is another
