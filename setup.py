@@ -19,7 +19,7 @@ setup(
     keywords=cfg["keywords"],
     packages=[*find_packages(include=["bonehisto", "bonehisto.*"]), "bonehisto.steps"],
     package_dir={"bonehisto.steps": "nbs/steps"},  # the step notebooks travel in the wheel
-    package_data={"bonehisto": ["profiles/*.yaml", "templates/*.html", "weights/*", "cuts/*.csv", "dictionary/*.csv", "static/*", "static/jupyter/voila/templates/*/*"], "bonehisto.steps": ["*.ipynb"]},
+    package_data={"bonehisto": ["profiles/*.yaml", "templates/*", "weights/*", "cuts/*.csv", "dictionary/*.csv", "static/*", "static/jupyter/voila/templates/*/*"], "bonehisto.steps": ["*.ipynb"]},
     python_requires=f">={cfg['min_python']}",
     install_requires=cfg["requirements"].split(),
     extras_require={name: cfg[f"{name}_requirements"].split() for name in ("dev", "lora", "peers", "slides", "czi", "release")},

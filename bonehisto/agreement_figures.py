@@ -20,6 +20,7 @@ def plot_agreement(
     row,    # its row of `agreement_table`, a mapping
     ax,
     names=("A", "B"),  # what the observers are called
+    beneath=False,  # True: number of pairs and CCC stand under the axis, for narrow panels
 ):
     "The Axes with difference (linear scale) or ratio (log scale) of each pair over its mean; bias and limits of agreement as lines, their intervals as bands."
     log = row["scale"] == "log"; t = pairs[["A", "B"]].dropna(); title, _, unit = pretty(row["parameter"]).partition(" (")
@@ -33,17 +34,17 @@ def plot_agreement(
         ax.axhline(row[name], color=colour, linewidth=1.2, linestyle="-" if name == "bias" else "--", zorder=2)
     ax.scatter(mean, apart, s=18, color=INK, alpha=.8, linewidth=0, zorder=3)
     _frame(ax, mean, [*apart, 1 if log else 0, *(v for v in (row["lower limit"], row["upper limit"]) if np.isfinite(v))], log)
-    said = f"n = {len(t)}" + (f" of {row['n']}" if len(t) < row["n"] else "") + (f", CCC {row['CCC']:.3f}" if np.isfinite(row["CCC"]) else "")
+    said = f"n = {len(t)}" + (f" of {row['n']}" if len(t) < row["n"] else "") + (f", CCC {row['CCC']:.3f}".replace("-", "−") if np.isfinite(row["CCC"]) else "")
     if not np.isfinite(row["bias"]): ax.text(.03, .03, "no limits", transform=ax.transAxes, fontsize=8, color=PALE)
-    ax.annotate(said, (1, 1), (0, 3), xycoords="axes fraction", textcoords="offset points", ha="right", va="bottom", fontsize=7.5, color=INK)
-    return dress(ax, title, f"mean ({unit}", f"{names[0]} / {names[1]}" if log else f"{names[0]} − {names[1]} ({unit}", grid=None)
+    if not beneath: ax.annotate(said, (1, 1), (0, 3), xycoords="axes fraction", textcoords="offset points", ha="right", va="bottom", fontsize=7.5, color=INK)
+    return dress(ax, title, f"mean ({unit}" + f"\n{said}" * beneath, f"{names[0]} / {names[1]}" if log else f"{names[0]} − {names[1]} ({unit}", grid=None)
 
 def _frame(ax, mean, heights, log):
     "Limits of the axes with room around points and lines; few plain numbers on them."
     if log: ax.set(xscale="log", yscale="log")
     for axis, put, values, room in ((ax.xaxis, ax.set_xlim, mean, .06), (ax.yaxis, ax.set_ylim, heights, .28)):
         v = np.log(values) if log else np.asarray(values, float)
-        wide = np.ptp(v) or abs(v.max()) * .1 or .1; ends = np.array([v.min() - room * wide, v.max() + room * wide])
+        wide = max(np.ptp(v), 0 if log else abs(v).max() * .01) or abs(v.max()) * .1 or .1; ends = np.array([v.min() - room * wide, v.max() + room * wide])
         put(*(np.exp(ends) if log else ends))
         axis.set_major_locator(LogLocator(subs=(1, 2, 5)) if log and np.ptp(ends) > 2 else MaxNLocator(4))
         if log: axis.set_minor_locator(NullLocator()); axis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))

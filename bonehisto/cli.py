@@ -2,9 +2,9 @@
 
 # %% auto #0
 __all__ = ['app', 'console', 'labels', 'check', 'phantom', 'run', 'pretrain', 'pretrain_ranks', 'benchmark', 'experiment',
-           'robustness', 'label_efficiency', 'queue_benchmark', 'ship', 'release', 'rerun', 'sweep', 'compare',
-           'segment', 'measure', 'agreement', 'annotate', 'readers', 'export_', 'import_', 'power', 'cut', 'tables',
-           'Stopped', 'main']
+           'robustness', 'label_efficiency', 'queue_benchmark', 'figures', 'ship', 'release', 'rerun', 'sweep',
+           'compare', 'segment', 'measure', 'agreement', 'annotate', 'readers', 'export_', 'import_', 'power', 'cut',
+           'tables', 'Stopped', 'main']
 
 # %% ../nbs/99_cli.ipynb #490a3e29
 import os, signal, sys
@@ -194,6 +194,21 @@ def queue_benchmark(
     Example: `bonehisto queue-benchmark data/pool/data_manifest.yaml --out runs/queue -p queue_benchmark.domains=[fluorescence]`
     """
     _extra_on_tiles("queue_benchmark", manifest, out, p)
+
+# %% ../nbs/99_cli.ipynb #3609ec62
+@app.command()
+def figures(
+    run: Annotated[Path, typer.Argument(help="a finished run folder")],
+    p: Annotated[Optional[list[str]], typer.Option("-p", help="figures.parameter=value, may be repeated")] = None,
+):
+    """Draw what a paper needs of a run, in print sizes and with its numbers, and fill a draft abstract from its tables.
+
+    Examples: `bonehisto figures runs/study`
+    · `bonehisto figures runs/study -p figures.rois="{fluorescence: S01_fl_1}" -p figures.label_efficiency=runs/labels`
+    """
+    from bonehisto.abstract import require_run
+    require_run(run)
+    _extra("figures", run, p)
 
 # %% ../nbs/99_cli.ipynb #3545dc8f
 @app.command()

@@ -138,7 +138,7 @@ def plot_scores(
     "The Axes with scores (0 to 1) per class: dot at the mean over subjects, line for the interval."
     t = table[table["score"].isin(scores)]; rows = list(dict.fromkeys(t["class"].astype(str)))
     for i, score in enumerate(s for s in scores if (t["score"] == s).any()):
-        part = t[t["score"] == score]; y = np.array([rows.index(c) for c in part["class"].astype(str)]) + (i - (len(scores) - 1) / 2) * .24
+        part = t[t["score"] == score]; y = np.array([rows.index(c) for c in part["class"].astype(str)]) + (i - (len(scores) - 1) / 2) * .72 / len(scores)
         ax.hlines(y, part["low"], part["high"], color=CYCLE[i], linewidth=1.6); ax.plot(part["mean"], y, "o", color=CYCLE[i], markersize=5, label=pretty(score))
         for v, h, yy in zip(part["mean"], part["high"], y):
             if np.isfinite(v): ax.annotate(f"{v:.2f}", (np.nanmax([v, h]), yy), (5, 0), textcoords="offset points", va="center", fontsize=8, color=INK)

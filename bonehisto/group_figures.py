@@ -62,6 +62,7 @@ def plot_tmv(
     cuts,      # of `read_cuts`
     ax,
     axes=PLANE,  # parameters across and upwards
+    names=True,  # writes every subject's name beside its point
 ):
     "The Axes with subjects between mineralisation and turnover, cuts as lines, volume class as colour."
     x, y = axes; t = subjects[["subject", *[a for a in axes if a in subjects]]].merge(classes.drop(columns=["reasons", "cuts", "use"]), on="subject")
@@ -78,7 +79,7 @@ def plot_tmv(
         hollow = "indeterminate" in (r["turnover"], r["mineralisation"])
         ax.plot(r[x], r[y], "o", markersize=6.5, color=colour[r["volume"]], markerfacecolor="white" if hollow else colour[r["volume"]], markeredgewidth=1.6, zorder=3)
     ax.set_xlim(0, 1.12 * max(known[x].max(), 60 if x == PLANE[0] else 0)); ax.set_ylim(min(0, known[y].min()), 1.12 * max(known[y].max(), 42 if y == PLANE[1] else 0))
-    name_points(ax, known[[x, y]].to_numpy(float), known["subject"].astype(str))
+    if names: name_points(ax, known[[x, y]].to_numpy(float), known["subject"].astype(str))
     handles = [Line2D([], [], linestyle="", marker="o", color=colour[v], markersize=6, label=f"volume {VOLUME.get(v, v)}") for v in found]
     if any("indeterminate" in (r.turnover, r.mineralisation) for r in known.itertuples()): handles.append(Line2D([], [], linestyle="", marker="o", color=INK, markerfacecolor="white", markersize=6, label="indeterminate"))
     handles.append(Line2D([], [], color=PALE, linewidth=.9, linestyle=(0, (4, 3)), label="cut"))

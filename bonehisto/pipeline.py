@@ -111,7 +111,7 @@ def plan_run(
     data = {"inventory": data_digest(_source_files(manifest), run / "log" / "digests.json") + file_digest(run / "manifest.yaml"),
             "summarise": data_digest([manifest.truth], run / "log" / "truth_digest.json") if manifest.truth else "",
             "compare": data_digest([*filter(None, [parameters["compare"]["cuts"]]), *sorted(manifest.label_folder.glob("*/*.jsonl"))], run / "log" / "compare_digest.json"),
-            "report": data_digest(sorted(p for s in EXTRAS for g in s.writes for p in run.glob(g) if p.suffix == ".csv"), run / "log" / "extras_digest.json")}
+            "report": data_digest(sorted(p for s in EXTRAS for g in s.writes if g.startswith("tables/") for p in run.glob(g)), run / "log" / "extras_digest.json")}
     for step in STEPS:
         without = {n: record.get(n, {}).get("set_aside") for n in step.needs}  # other ROIs, other results
         keys[step.name] = step_key(parameters[step.name], code_digest(notebook_path(step), package, drawings=step.name in ("audit", "report")), [keys[n] + ",".join(sorted(without[n] or ())) for n in step.needs], data.get(step.name, ""))

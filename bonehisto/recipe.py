@@ -41,6 +41,7 @@ STEPS = (
 )
 
 EXTRAS = (  # notebooks beside the way of a study: each has a command of its own
+    Step("figures", 85, ("summarise",), ("abstract/*",)),
     Step("benchmarks", 97, (), ("tables/benchmark_*.csv", "figures/benchmark*")),
     Step("experiment", 98, ("tile",), ("tables/experiment*.csv", "figures/experiment*")),
     Step("robustness", 98, ("segment",), ("tables/robustness*.csv", "figures/robustness*")),

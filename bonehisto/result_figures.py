@@ -101,7 +101,7 @@ def plot_distances(
     ax.hist([p["distance_um"] for p in parts], bins=np.linspace(0, np.ceil(t["distance_um"].max() * 1.05), 31), weights=[p["length_um"] / 1000 for p in parts], stacked=True,
             color=[colours(groups)[g] if g else CYCLE[0] for g in groups], label=[pretty(g) for g in groups], linewidth=0)
     if groups != [""]: legend(ax)
-    dress(ax, None, "distance between label midlines (µm)", "labelled length (mm)")
+    ax.set_xlim(left=0); dress(ax, None, "distance between label midlines (µm)", "labelled length (mm)")
     if interval_days and np.isfinite(interval_days):
         k = interval_days * factor; top = ax.secondary_xaxis("top", functions=(lambda d: d / k, lambda m: m * k))
         top.set_xlabel(f"MAR (µm/d) at {interval_days:g} d", fontsize=9, color=INK); top.tick_params(labelsize=8.5, length=3, width=.6, colors=INK); top.spines["top"].set_linewidth(.7)

@@ -13,7 +13,7 @@ import yaml
 
 # %% ../nbs/97_sweep.ipynb #bbae1ab1
 from .compare_runs import run_values
-from .files import UserError, read_table, write_json, write_table
+from .files import UserError, load_yaml, read_table, write_json, write_table
 from .intervals import mean_interval
 from .inventory import require_readable
 from .manifest import load_manifest, save_manifest
@@ -31,8 +31,7 @@ def parse_grid(
         name, eq, values = text.partition("="); name = name.strip()
         if not eq or "." not in name: raise UserError(f"-p {text}: write -p step.parameter=value,value, e.g. -p pretrain.lam=0.05,0.1")
         if name in grid: raise UserError(f"-p {text}: {name} is given twice: give all its values in one -p")
-        try: found = yaml.safe_load(f"[{values}]")
-        except yaml.YAMLError as e: raise UserError(f"-p {text}: the values are not readable ({e.__class__.__name__}): quote them") from e
+        found = load_yaml(f"[{values}]", f"-p {text}")
         if not found: raise UserError(f"-p {text}: no value is given")
         grid[name] = found
     return grid

@@ -44,7 +44,7 @@ def refused(study, *says, command="run"):
 
 
 def test_help_shows_examples():
-    for command in ("check", "phantom", "run", "pretrain", "experiment", "label-efficiency", "queue-benchmark", "robustness", "benchmark", "ship", "segment", "measure", "agreement", "power"):
+    for command in ("check", "phantom", "run", "pretrain", "experiment", "label-efficiency", "queue-benchmark", "robustness", "figures", "benchmark", "ship", "segment", "measure", "agreement", "power"):
         done = bonehisto(command, "--help")
         assert done.returncode == 0 and f"bonehisto {command}" in " ".join(done.stdout.split())
 

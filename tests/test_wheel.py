@@ -30,7 +30,7 @@ def wheel(tmp_path_factory):
 def test_the_wheel_carries_what_a_run_needs(wheel):
     inside = set(zipfile.ZipFile(wheel).namelist())
     for step in (REPO / "nbs/steps").glob("*.ipynb"): assert f"bonehisto/steps/{step.name}" in inside
-    for kind in ("profiles/*.yaml", "templates/*.html", "cuts/*.csv", "dictionary/*.csv", "*.py"):
+    for kind in ("profiles/*.yaml", "templates/*", "cuts/*.csv", "dictionary/*.csv", "*.py"):
         for path in (REPO / "bonehisto").glob(kind): assert str(path.relative_to(REPO)) in inside
 
 
