@@ -7,10 +7,12 @@ import time
 from functools import partial
 from pathlib import Path
 
+import dask
 import numpy as np
 import pandas as pd
 import psutil
 import pytest
+from distributed import Security
 
 from bonehisto import fan_out as chapter
 from bonehisto.fan_out import SetAside, fan_out, from_text, set_aside, to_text
@@ -98,21 +100,26 @@ def test_the_cluster_listens_on_this_machine_alone_and_ends_with_its_owner(tmp_p
 
 @pytest.fixture
 def scheduler(tmp_path):
-    "A scheduler and two workers in processes of their own; its address."
+    "A scheduler and two workers in processes of their own, reached by TLS; its address."
+    made = Security.temporary()
+    for name in ("ca_file", "client_cert", "client_key"): (tmp_path / name).write_text(getattr(made, f"tls_{name}"))
+    tls = {"distributed.comm.tls.ca-file": str(tmp_path / "ca_file")} | {f"distributed.comm.tls.{role}.{part}": str(tmp_path / f"client_{part}") for role in ("scheduler", "worker", "client") for part in ("cert", "key")}
     env = os.environ | {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")])}
+    env |= {"DASK_" + key.upper().replace("-", "_").replace(".", "__"): value for key, value in tls.items()}
     def start(*args): return subprocess.Popen([sys.executable, "-m", "dask", *args], cwd=tmp_path, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
     file = tmp_path / "scheduler.json"
-    running = [start("scheduler", "--host", "127.0.0.1", "--port", "0", "--no-dashboard", "--scheduler-file", str(file))]
-    running += [start("worker", "--scheduler-file", str(file), "--host", "127.0.0.1", "--nthreads", "1", "--no-dashboard", "--local-directory", str(tmp_path)) for _ in range(2)]
+    running = [start("scheduler", "--protocol", "tls", "--host", "127.0.0.1", "--port", "0", "--no-dashboard", "--scheduler-file", str(file))]
+    running += [start("worker", "--protocol", "tls", "--scheduler-file", str(file), "--host", "127.0.0.1", "--nthreads", "1", "--no-dashboard", "--local-directory", str(tmp_path)) for _ in range(2)]
     try:
         while not file.exists() or not file.read_text().endswith("}"): assert running[0].poll() is None; time.sleep(.1)
-        yield read_json(file)["address"]
+        with dask.config.set(tls): yield read_json(file)["address"]
     finally:
         for p in running: os.killpg(p.pid, signal.SIGKILL)
         for p in running: p.wait()
 
 
 def test_a_scheduler_that_somebody_else_started_shares_the_work(tmp_path, scheduler, monkeypatch):
+    assert scheduler.startswith("tls://")
     monkeypatch.setenv("BONEHISTO_SCHEDULER", scheduler)
     found = go(tmp_path / "calls", [(n, "raise" if n == "b" else "") for n in "abcd"], None)
     assert [isinstance(f, SetAside) for f in found] == [False, True, False, False]
