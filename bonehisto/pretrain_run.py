@@ -4,7 +4,7 @@
 __all__ = ['pretrain_study', 'count_processes', 'launch_ranks', 'run_as_rank']
 
 # %% ../nbs/39_pretrain_run.ipynb #eee1455a
-import subprocess, sys
+import os, subprocess, sys, threading, time
 from pathlib import Path
 
 import numpy as np
@@ -55,20 +55,32 @@ def launch_ranks(
     result = run / "log" / "pretrain_ranks_said.json"
     result.unlink(missing_ok=True)
     write_json(run / "log" / "pretrain_ranks.json", settings)
-    on_gpus = ["accelerate.commands.launch", "--multi_gpu", "--num_processes", processes, "--num_machines", 1, "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", 0]
-    on_cpus = ["torch.distributed.run", "--standalone", "--nproc_per_node", processes]
-    command = [sys.executable, "-m", *(on_gpus if gpu_count() >= processes > 1 else on_cpus), "-m", "bonehisto", "pretrain-ranks", run]
-    process = subprocess.Popen([*map(str, command)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    meeting, loopback = run / "log" / f"meeting_{os.getpid()}", "lo0" if sys.platform == "darwin" else "lo"
+    meeting.unlink(missing_ok=True)
+    shared = {"WORLD_SIZE": processes, "LOCAL_WORLD_SIZE": processes, "BONEHISTO_MEETING": meeting, "GLOO_SOCKET_IFNAME": loopback, "NCCL_SOCKET_IFNAME": loopback}
+    out, into = os.pipe()
+    ranks = [subprocess.Popen([sys.executable, "-m", "bonehisto", "pretrain-ranks", str(run)], stdout=into, stderr=subprocess.STDOUT, env=os.environ | {k: str(v) for k, v in (shared | {"RANK": k, "LOCAL_RANK": k}).items()}) for k in range(processes)]
+    os.close(into)
+    threading.Thread(target=_end_together, args=(ranks,), daemon=True).start()
+    said = []
     try:
-        said = []
-        for line in process.stdout:
-            said = [*said[-30:], line.rstrip()]
-            if line.startswith(("lambda", "stopped", "other settings")): say(line.rstrip())
-        process.wait()
+        with open(out, errors="replace") as lines:
+            for line in lines:
+                said = [*said[-30:], line.rstrip()]
+                if line.startswith(("lambda", "stopped", "other settings")): say(line.rstrip())
+        codes = [p.wait() for p in ranks]
     finally:
-        if process.poll() is None: process.terminate(); process.wait()
+        for p in ranks: p.kill()
+        meeting.unlink(missing_ok=True)
     if result.exists(): raise UserError(*read_json(result)["problems"])
-    if process.returncode: raise RuntimeError(f"{processes} processes ended with code {process.returncode}:\n" + "\n".join(said))
+    if any(codes): raise RuntimeError(f"{processes} processes ended with codes {', '.join(map(str, codes))}:\n" + "\n".join(said))
+
+def _end_together(ranks):
+    "Ends the others where one has failed: they would wait for it."
+    while any(p.poll() is None for p in ranks):
+        if any(p.returncode for p in ranks):
+            for p in ranks: p.terminate()
+        time.sleep(.5)
 
 def run_as_rank(
     run,  # run folder for which `launch_ranks` left the settings

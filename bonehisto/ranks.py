@@ -7,6 +7,7 @@ __all__ = ['world_size', 'rank', 'share', 'launched', 'join_ranks', 'largest_ove
 # %% ../nbs/29_ranks.ipynb #78b7e988
 import os
 from datetime import timedelta
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
@@ -38,7 +39,10 @@ def join_ranks():
     "Join the processes that were launched together, if any; the world size."
     if launched() and world_size() == 1:
         from accelerate import PartialState
-        PartialState(cpu=not torch.cuda.is_available(), timeout=timedelta(hours=12))
+        on_cpu, patience = not torch.cuda.is_available(), timedelta(hours=12)
+        if meeting := os.environ.get("BONEHISTO_MEETING"):
+            dist.init_process_group("gloo" if on_cpu else "nccl", init_method=Path(meeting).absolute().as_uri(), rank=int(os.environ["RANK"]), world_size=int(os.environ["WORLD_SIZE"]), timeout=patience)
+        PartialState(cpu=on_cpu, timeout=patience)
     return world_size()
 
 # %% ../nbs/29_ranks.ipynb #2428b01b

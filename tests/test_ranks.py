@@ -101,6 +101,15 @@ def test_a_run_of_two_processes_is_the_run_of_one(tiled, tmp_path_factory):
     assert json.loads((tiled / "of_two/encoder.json").read_text())["extra"]["step"] == 3
 
 
+def test_processes_of_one_machine_listen_on_it_alone(tmp_path):
+    """They meet through a file; torch's own launcher would listen on every network."""
+    code = "import psutil, torch.distributed as dist; from bonehisto.ranks import join_ranks; assert join_ranks() == 2; print('at', *(c.laddr.ip for c in psutil.Process().net_connections() if c.status == 'LISTEN'), flush=True); dist.barrier()"
+    env = os.environ | {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "BONEHISTO_MEETING": str(tmp_path / "meeting"), "GLOO_SOCKET_IFNAME": "lo0" if sys.platform == "darwin" else "lo"}
+    ranks = [subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, env=env | {"RANK": str(k), "LOCAL_RANK": str(k)}) for k in range(2)]
+    said = [p.communicate()[0].split() for p in ranks]
+    assert [p.returncode for p in ranks] == [0, 0] and all(s[0] == "at" and set(s[1:]) <= {"127.0.0.1"} for s in said), said
+
+
 def test_a_mistake_in_a_launched_process_reaches_the_one_who_launched(tiled):
     from bonehisto.files import UserError
     from bonehisto.pretrain_run import launch_ranks
