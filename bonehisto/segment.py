@@ -33,30 +33,38 @@ class ArrayReader:
 def band_tiles(
     reader,      # `.shape`, `.read(y0, y1)`
     region=448,  # side of a region, px
+    regions=15,  # of a block
 ):
-    "Yields per band `(y, windows, tiles)`: its first row, its tiles' rows of the window table with `blank`, and their pixels (n, tile, tile, 3)."
+    "Yields per block `(corner, windows, tiles)`: its first row and column, its tiles' rows of the window table with `blank`, and their pixels (n, tile, tile, 3)."
     height, width = reader.shape[:2]; tile = region // 2
     table = tile_windows(height, width, region, tile)
     table = table[table["valid_fraction"] > 0]
     for y in range(0, height, region):
-        here = table[(table["y"] >= y) & (table["y"] < y + region)].reset_index(drop=True)
-        tiles = cut_tiles(read_band(reader, y, region), here.assign(y=here["y"] - y), tile)
-        own = [describe_tile(t[:tile - b, :tile - r]) for t, b, r in zip(tiles, here["pad_bottom"], here["pad_right"])]
-        yield y, here.assign(blank=[o[0] for o in own], tissue_fraction=[o[1] for o in own]), tiles
+        band, rows = table[(table["y"] >= y) & (table["y"] < y + region)], read_band(reader, y, region)
+        for x in range(0, width, regions * region):
+            here = band[(band["x"] >= x) & (band["x"] < x + regions * region)].reset_index(drop=True)
+            tiles = cut_tiles(rows, here.assign(y=here["y"] - y), tile)
+            own = [describe_tile(t[:tile - b, :tile - r]) for t, b, r in zip(tiles, here["pad_bottom"], here["pad_right"])]
+            yield (y, x), here.assign(blank=[o[0] for o in own], tissue_fraction=[o[1] for o in own]), tiles
 
 # %% ../nbs/65_segment.ipynb #cc4a8d01
 class Band:
-    "Collects the tiles of one band and gives its rows of the maps."
-    def __init__(self, y, height, width, classes, tile):
-        self.y, self.weight = y, tile_weight(tile)
+    "Collects the tiles of one block and gives its part of the maps, which begins at its `corner`."
+    def __init__(self, corner, shape, classes, region):  # (y, x), (height, width) of the block
+        (self.y, self.x), (height, width), self.weight = corner, shape, tile_weight(region // 2)
         self.sum, self.total, self.trust = np.zeros((height, width, classes), np.float32), np.zeros((height, width), np.float32), np.zeros((height, width), bool)
 
     def add(self, probabilities, windows, trusted):  # (n, S, S, classes), rows of the window table, (n,) bool
         for p, x, y, ok in zip(probabilities, windows["x"], windows["y"], trusted):
-            rows, cols = slice(y - self.y, min(y - self.y + len(p), len(self.sum))), slice(x, min(x + len(p), self.sum.shape[1]))
+            rows, cols = slice(y - self.y, min(y - self.y + len(p), len(self.sum))), slice(x - self.x, min(x - self.x + len(p), self.sum.shape[1]))
             w = self.weight[:rows.stop - rows.start, :cols.stop - cols.start]
             self.sum[rows, cols] += p[:w.shape[0], :w.shape[1]] * w[..., None]
             self.total[rows, cols] += w; self.trust[rows, cols] |= ok
+
+    def put(self,
+        whole,   # (H, W) or (H, W, classes) of the ROI
+        pixels,  # the same of the block
+    ): whole[self.y:self.y + pixels.shape[0], self.x:self.x + pixels.shape[1]] = pixels
 
     def probabilities(self):
         "Class probabilities in 255ths, uint8 (rows, width, classes)."
@@ -144,14 +152,16 @@ def segment_roi(
     model.to(device)
     routed, soft, head = [], [], model.heads.get(domain)
     maps = tuple(np.zeros((height, width), np.uint8) for _ in range(2)) if model.heads else None
-    def new_band(head, y): return Band(y, min(region, height - y), width, len(head.classes), region // 2)
+    def new_band(head, corner): return Band(corner, (min(region, height - corner[0]), min(batch * region, width - corner[1])), len(head.classes), region)
     def add(band, head, x, shared, windows, sent): band.add(decode_tiles(model, head, x, shared, flips), windows, (sent["domain"].to_numpy() == head.domain) | windows["blank"].to_numpy())
     def draw(band):
-        for whole, rows in zip(maps, band.maps()): whole[band.y:band.y + region] = rows
-        if probabilities: soft.append(band.probabilities())
+        for whole, own in zip(maps, band.maps()): band.put(whole, own)
+        if probabilities:
+            if not soft: soft.append(np.zeros((height, width, band.sum.shape[2]), np.uint8))
+            band.put(soft[0], band.probabilities())
     with SharedStore() as store:
-        for y, windows, tiles in band_tiles(reader, region):
-            found, band = [], new_band(head, y) if head else None
+        for corner, windows, tiles in band_tiles(reader, region, batch):
+            found, band = [], new_band(head, corner) if head else None
             for i in range(0, len(windows), batch):
                 x, shared, features = encode_tiles(model, tiles[i:i + batch], device)
                 found.append(model.router.predict(features, windows["blank"][i:i + batch]))
@@ -165,9 +175,9 @@ def segment_roi(
         if settled is None: return found
         if not head:
             waiting = iter(store)
-            for sent, (y, windows, tiles) in zip(routed, band_tiles(reader, region)):
-                band = new_band(settled, y)
+            for sent, (corner, windows, tiles) in zip(routed, band_tiles(reader, region, batch)):
+                band = new_band(settled, corner)
                 for i in range(0, len(windows), batch): add(band, settled, as_images(tiles[i:i + batch], device), next(waiting), windows[i:i + batch], sent[i:i + batch])
                 draw(band); return_memory()
     drop_specks(*maps, settled.least_px)
-    return replace(found, class_map=maps[0], confidence=maps[1], probabilities=np.concatenate(soft) if probabilities else None)
+    return replace(found, class_map=maps[0], confidence=maps[1], probabilities=soft[0] if soft else None)

@@ -37,26 +37,28 @@ def segment_together(
 ):
     "The `Segmentation` of each image, the same as `segment_roi` gives."
     device = pick_device(device); model.to(device)
-    bands = [(k, *band) for k, image in enumerate(images) for band in band_tiles(ArrayReader(image), region)]
-    tiles, windows = np.concatenate([b[3] for b in bands]), pd.concat([w.assign(roi=k, band=y) for k, y, w, _ in bands], ignore_index=True)
+    bands = [(k, *band) for k, image in enumerate(images) for band in band_tiles(ArrayReader(image), region, -(-image.shape[1] // region))]
+    tiles, windows = np.concatenate([b[3] for b in bands]), pd.concat([w.assign(roi=k, band=i) for i, (k, _, w, _) in enumerate(bands)], ignore_index=True)
     x, shared, features = zip(*(encode_tiles(model, tiles[i:i + batch], device) for i in range(0, len(tiles), batch)))
     x, shared = torch.cat(x), Shared.join(shared)
     table = pd.concat([windows.assign(focus=tile_focus(tiles)), model.router.predict(np.concatenate(features), windows["blank"])], axis=1)
     settled = [settle_roi(part.drop(columns=["roi", "band"]).reset_index(drop=True), model, domains[k]) for k, part in table.groupby("roi")]
     maps = [tuple(np.zeros(image.shape[:2], np.uint8) for _ in range(2)) for image in images]
-    soft = [[] for _ in images]
+    soft = [None for _ in images]
     for head in model.heads.values():
         rows = np.flatnonzero(table["roi"].map(lambda k: settled[k][0] is head))
         drawn = {r: p for i in range(0, len(rows), batch) for r, p in zip(rows[i:i + batch], decode_tiles(model, head, x[rows[i:i + batch]], shared.rows(rows[i:i + batch]), flips))}
-        for (k, y), part in table.loc[rows].groupby(["roi", "band"]):
-            height, width = images[k].shape[:2]
-            band = Band(y, min(region, height - y), width, len(head.classes), region // 2)
+        for (k, i), part in table.loc[rows].groupby(["roi", "band"]):
+            (height, width), (top, left) = images[k].shape[:2], bands[i][1]
+            band = Band((top, left), (min(region, height - top), width - left), len(head.classes), region)
             band.add([drawn[r] for r in part.index], part, (part["domain"] == head.domain) | part["blank"])
-            for whole, own in zip(maps[k], band.maps()): whole[y:y + region] = own
-            if probabilities: soft[k].append(band.probabilities())
+            for whole, own in zip(maps[k], band.maps()): band.put(whole, own)
+            if probabilities:
+                if soft[k] is None: soft[k] = np.zeros((height, width, len(head.classes)), np.uint8)
+                band.put(soft[k], band.probabilities())
     for (head, _), own in zip(settled, maps):
         if head: drop_specks(*own, head.least_px)
-    return [found if head is None else replace(found, class_map=m[0], confidence=m[1], probabilities=np.concatenate(s) if s else None) for (head, found), m, s in zip(settled, maps, soft)]
+    return [found if head is None else replace(found, class_map=m[0], confidence=m[1], probabilities=s) for (head, found), m, s in zip(settled, maps, soft)]
 
 # %% ../nbs/66_segment_study.ipynb #4327fdd6
 @lru_cache(1)
