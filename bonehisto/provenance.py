@@ -6,6 +6,7 @@ __all__ = ['PACKAGE', 'DRAWS', 'digest', 'imported_modules', 'draws', 'code_dige
 
 # %% ../nbs/94_provenance.ipynb #e76a1b7a
 import ast, hashlib, json, subprocess
+from functools import cache
 from pathlib import Path
 
 from .files import file_digest, read_json, write_json
@@ -65,11 +66,18 @@ def code_digest(
         name = todo.pop()
         path = Path(package) / f"{name}.py"
         if name in seen or not path.exists(): continue
-        module = ast.parse(path.read_text(encoding="utf-8"))
-        if draws(module) and not drawings: seen[name] = ""; continue
-        seen[name] = ast.dump(_without_docstrings(module))
-        todo |= imported_modules(module)
+        drawn, code, further = _module_facts(path, path.stat().st_mtime_ns)
+        if drawn and not drawings: seen[name] = ""; continue
+        seen[name] = code
+        todo |= further
     return digest(seen)
+
+@cache
+def _module_facts(path, stamp):
+    "Whether a module draws, the digest of its code, and the modules it imports; read once, since every step leads to most of them."
+    module = ast.parse(path.read_text(encoding="utf-8"))
+    further, drawn = imported_modules(module), draws(module)
+    return drawn, digest(ast.dump(_without_docstrings(module))), further
 
 # %% ../nbs/94_provenance.ipynb #25105bba
 def data_digest(
