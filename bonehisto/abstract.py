@@ -23,7 +23,7 @@ def fill_sentences(
     reasons,   # name -> why a value is missing
 ):
     "`(text, left out)`: the template with its values, lines of a paragraph joined; name -> why its sentence is missing. A heading without a sentence stays."
-    environment, paragraphs, left = Environment(undefined=StrictUndefined, autoescape=False), [[]], {}
+    environment, paragraphs, left = Environment(undefined=StrictUndefined, autoescape=True), [[]], {}
     for line in template.splitlines():
         if not line.strip(): paragraphs.append([]); continue
         try: filled = re.sub(r"\s+", " ", environment.from_string(line).render(values)).strip()

@@ -35,9 +35,12 @@ def why_not_compared(table, group="group"):
     return ""
 
 # %% ../nbs/80_group_tests.ipynb #0e665d04
-def flat(values):
+def flat(
+    values,
+    among=(),  # values that they are compared with: rounding is of the largest of all
+):
     "True where values do not differ by more than rounding."
-    return np.ptp(values) <= 1e-9 * np.abs(values).max(initial=0)
+    return np.ptp(values) <= 1e-9 * np.abs(np.r_[values, among]).max(initial=0)
 
 def hedges_g(
     a, b,        # values of two groups, one per subject, at least two each
@@ -46,7 +49,7 @@ def hedges_g(
     "`(g, low, high)` of a minus b; NaN where neither group has any spread."
     n, m = len(a), len(b); df = n + m - 2
     spread = np.sqrt(((n - 1) * np.var(a, ddof=1) + (m - 1) * np.var(b, ddof=1)) / df)
-    if flat(a) and flat(b): return np.nan, np.nan, np.nan
+    if flat(a, b) and flat(b, a): return np.nan, np.nan, np.nan
     small = np.exp(special.gammaln(df / 2) - special.gammaln((df - 1) / 2)) / np.sqrt(df / 2)
     root = np.sqrt(1 / n + 1 / m); t = (np.mean(a) - np.mean(b)) / spread / root
     low, high = (special.nctdtrinc(df, p, t) for p in ((1 + level) / 2, (1 - level) / 2))
@@ -70,7 +73,7 @@ def epsilon_squared(
 ):
     "`(epsilon squared, low, high)`, a negative estimate as 0; NaN where no group has any spread."
     total = sum(map(len, groups)); between, within = len(groups) - 1, total - len(groups)
-    if all(flat(g) for g in groups): return np.nan, np.nan, np.nan
+    if all(flat(g, np.concatenate(groups)) for g in groups): return np.nan, np.nan, np.nan
     f = stats.f_oneway(*groups).statistic
     low, high = (x / (x + total) for x in confint_noncentrality(f, (between, within), alpha=1 - level))
     return float(max(0, between * (f - 1) / (between * f + within))), float(low), float(high)
@@ -82,7 +85,7 @@ def welch_difference(
 ):
     "`(difference, low, high, p)` of the means, a minus b, by Welch's t; bounds and p are NaN where a group has fewer than two or neither any spread."
     difference = float(np.mean(a) - np.mean(b)) if len(a) and len(b) else np.nan
-    if min(len(a), len(b)) < 2 or flat(a) and flat(b): return difference, np.nan, np.nan, np.nan
+    if min(len(a), len(b)) < 2 or flat(a, b) and flat(b, a): return difference, np.nan, np.nan, np.nan
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # one group without spread is no mistake here
         test = stats.ttest_ind(a, b, equal_var=False)
@@ -97,7 +100,7 @@ def compare_pair(
     found = dict(zip(("difference", "low", "high", "p Welch"), welch_difference(a, b, level)))
     if min(len(a), len(b)) < 2: return found | {"note": "a group has fewer than two subjects: not tested"}
     if flat(np.r_[a, b]): return found | {"note": "all values are equal: not tested"}
-    note = "no spread within either group: no t test and no g" if flat(a) and flat(b) else ""
+    note = "no spread within either group: no t test and no g" if flat(a, b) and flat(b, a) else ""
     found |= dict(zip(("effect size", "effect low", "effect high"), hedges_g(a, b, level))) | dict(zip(("delta", "delta low", "delta high"), cliffs_delta(a, b, level)))
     return found | {"effect": "Hedges g", "p rank": float(stats.mannwhitneyu(a, b).pvalue), "note": note}
 
@@ -111,7 +114,7 @@ def compare_several(
     notes = [f"left out, fewer than two subjects: {', '.join(lone)}"] if lone else []
     if len(kept) < 2: return {"note": "; ".join([*notes, "fewer than two groups are left: not tested"])}
     if flat(np.concatenate(kept)): return {"note": "; ".join([*notes, "all values are equal: not tested"])}
-    still = [g for g, v in groups.items() if len(v) >= 2 and flat(v)]
+    still = [g for g, v in groups.items() if len(v) >= 2 and flat(v, np.concatenate(kept))]
     if still: notes.append(f"no spread within {', '.join(still)}: no Welch test")
     found = dict(zip(("effect size", "effect low", "effect high"), epsilon_squared(kept, level)))
     return found | {"p Welch": np.nan if still else float(anova_oneway(kept, use_var="unequal").pvalue), "effect": "epsilon squared", "p rank": float(stats.kruskal(*kept).pvalue), "note": "; ".join(notes)}

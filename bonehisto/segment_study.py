@@ -18,7 +18,7 @@ import torch
 
 # %% ../nbs/66_segment_study.ipynb #0f0e15f5
 from .encoder import Shared
-from .fan_out import SetAside, fan_out
+from .fan_out import SetAside, fan_out, forget
 from .files import UserError, write_table
 from .images import image_size, open_roi, write_mask, write_probabilities
 from .model import Model, decode_tiles, encode_tiles, load_model
@@ -129,11 +129,14 @@ def segment_many(
     "`(rois, tiles)`: a row per ROI (state, domain, tiles abstained from ...) and a row per tile; writes the maps. An ROI that fails twice has the state `set aside` and its reason as `note`."
     records, out = rois.to_dict("records"), Path(out)
     job = partial(segment_group, source=source, out=out, batch=batch, probabilities_px=probabilities_px, **settings)
-    def go(groups, what): return fan_out(job, groups, [f"{g[0]['roi']}_{len(g)}" if len(g) > 1 else g[0]["roi"] for g in groups], what, 1 if isinstance(source, Model) else workers, gpus=gpu_count())
+    def name(group): return f"{group[0]['roi']}_{len(group)}" if len(group) > 1 else group[0]["roi"]
+    def go(groups, what, strict): return fan_out(job, groups, list(map(name, groups)), what, 1 if isinstance(source, Model) else workers, gpus=gpu_count(), strict=strict)
     groups = segment_groups(records, model_of(source), batch)
-    found = go(groups, "segmenting")
-    single = [[roi] for g, f in zip(groups, found) if isinstance(f, SetAside) and len(g) > 1 for roi in g]  # one of them is to blame
-    if single: groups, found = map(list, zip(*[(g, f) for g, f in zip(groups, found) if len(g) == 1 or not isinstance(f, SetAside)], *zip(single, go(single, "segmenting singly"))))
+    found = go(groups, "segmenting", all(len(g) == 1 for g in groups))
+    if spoilt := [g for g, f in zip(groups, found) if isinstance(f, SetAside) and len(g) > 1]:  # one ROI of each is to blame
+        for group in spoilt: forget("segmenting", name(group))
+        single, whole = [[roi] for g in spoilt for roi in g], [(g, f) for g, f in zip(groups, found) if g not in spoilt]
+        groups, found = map(list, zip(*whole, *zip(single, go(single, "segmenting singly", all(isinstance(f, SetAside) for _, f in whole)))))
     rows, tables = {}, {}
     for group, result in zip(groups, found):
         if isinstance(result, SetAside):
