@@ -110,10 +110,13 @@ def _named(roi): return {k: roi[k] for k in ("roi", "subject", "group", "split",
 def _keep_maps(roi, out, class_map=None, confidence=None, probabilities=None):
     "Writes an ROI's maps, and takes away what it has none of."
     for tail, pixels in ((".png", class_map), ("_confidence.png", confidence)):
-        if pixels is None: (out / f"{roi['roi']}{tail}").unlink(missing_ok=True)
+        if pixels is None: _remove(out / f"{roi['roi']}{tail}")
         else: write_mask(out / f"{roi['roi']}{tail}", pixels, roi["pixel_size_um"])
-    if probabilities is None: (out / f"{roi['roi']}_probabilities.tif").unlink(missing_ok=True)
+    if probabilities is None: _remove(out / f"{roi['roi']}_probabilities.tif")
     else: write_probabilities(out / f"{roi['roi']}_probabilities.tif", probabilities)
+
+def _remove(path):
+    if path.is_file(): path.unlink()
 
 NOTHING = {"state": "set aside", "tiles": 0, "blank": 0, "abstained": 0, "elsewhere": 0, "focus": np.nan, "confidence": np.nan, "quality": ""}
 

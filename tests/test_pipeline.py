@@ -268,24 +268,6 @@ def test_a_run_cut_off_at_its_very_start_can_be_begun_again(study, tmp_path):
     assert ok, said
 
 
-def test_an_roi_that_fails_is_set_aside_named_and_tried_again(study, finished, tmp_path):
-    out = tmp_path / "run"
-    shutil.copytree(finished, out)
-    roi = pd.read_csv(out / "tables/rois.csv")["roi"][0]
-    blocked = out / "masks" / f"{roi}.png"; blocked.unlink(); blocked.mkdir()  # nothing can be written there
-    ok, said = small_run(study, out, steps=["segment", "report"])
-    assert not ok and "1 set aside" in said and list(read_json(out / "run.json")["steps"]["segment"]["set_aside"]) == [roi]
-    state = pd.read_csv(out / "tables/roi_segmentation.csv").set_index("roi")["state"]
-    assert state[roi] == "set aside" and (state.drop(roi) == "segmented").all()
-    assert re.search(rf"set 1 ROI aside.*{roi}", (out / "report.html").read_text())
-    drawn = {p: p.stat().st_mtime_ns for p in (out / "masks").glob("*_confidence.png")}
-    blocked.rmdir()
-    ok, said = small_run(study, out, steps=["segment"])
-    assert ok and "set aside" not in said and blocked.is_file() and not list((out / "log/kept").glob("*"))
-    assert all(p.stat().st_mtime_ns == t for p, t in drawn.items())  # the others were kept
-    assert tables(out) == tables(finished)
-
-
 def test_two_workers_give_the_tables_of_one(study, finished, tmp_path, monkeypatch):
     out = tmp_path / "run"
     shutil.copytree(finished, out, ignore=shutil.ignore_patterns("tiles.npy", "roi_segmentation.csv", "roi_parameters.csv"))

@@ -9,6 +9,7 @@ import pytest
 
 from bonehisto.compare_runs import compare_runs, run_values
 from bonehisto.files import UserError, read_json, read_table, write_json, write_table
+from bonehisto.pipeline import run_study
 from bonehisto.sweep import run_sweep
 from synthetic_run import make_run
 from written_study import write_study
@@ -83,3 +84,20 @@ def test_a_folder_without_results_cannot_be_compared(tmp_path):
     write_json(tmp_path / "b/run.json", {"steps": {}})
     with pytest.raises(UserError, match="has no scores"): compare_runs([a, tmp_path / "b"])
     assert run_values(tmp_path / "b").empty
+
+
+def test_an_roi_that_fails_is_set_aside_named_and_tried_again(study, tmp_path):
+    """Here a step pretends; that its work sets ROIs aside is held in test_fan_out."""
+    done, bad, said = [], {"tile": "S0_b: no good"}, []
+    def execute(step, run, parameters, show=None, kept=None):
+        done.append(step.name)
+        if step.name in bad: write_json(Path(kept) / "tiling/S0_b.json", {"set_aside": bad[step.name]})
+        elif kept.exists(): (kept / "tiling/S0_b.json").unlink()
+        return pretend(step, run, parameters)
+    def run(): done.clear(); return run_study(study, tmp_path / "run", "demo", (), ["inventory", "tile", "pretrain"], said.append, execute=execute)
+    assert not run() and "1 set aside" in "".join(said) and "no good" in "".join(said) and done == ["inventory", "tile", "pretrain"]
+    assert read_json(tmp_path / "run/run.json")["steps"]["tile"]["set_aside"] == {"S0_b": "S0_b: no good"}
+    assert not run() and done == ["tile"]  # the same ROI fails again: what rests on the others stands
+    bad.clear()
+    assert run() and done == ["tile", "pretrain"] and not list((tmp_path / "run/log/kept").glob("*"))  # another ROI more: what follows is made again
+    assert run() and not done
