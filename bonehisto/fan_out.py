@@ -156,7 +156,7 @@ def _there(job, item, name, kept, code, gpus):
     if package_digest() != code: raise UserError("the workers run another version of bonehisto than this process: install the same one there")
     if gpus:  # of processes that share a machine, each takes the GPU of its own number
         from distributed import get_worker
-        if isinstance(name := get_worker().name, int): os.environ["LOCAL_RANK"] = str(name % gpus)
+        if isinstance(number := get_worker().name, int): os.environ["LOCAL_RANK"] = str(number % gpus)
     text = kept.read(name) or to_text(job(item))
     kept.write(name, text)
     return text

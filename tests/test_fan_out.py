@@ -29,6 +29,9 @@ def job(item, folder):
     return {"name": name, "pid": os.getpid(), "table": pd.DataFrame({"x": np.float32([.1, np.nan])})}
 
 
+def local_rank(item): return item, os.environ["LOCAL_RANK"]
+
+
 def go(folder, items, workers=1, **more):
     folder.mkdir(exist_ok=True)
     return fan_out(partial(job, folder=folder), items, [n for n, _ in items], "working", workers, **more)
@@ -63,6 +66,13 @@ def test_what_was_finished_is_not_done_again_and_failures_are(tmp_path, monkeypa
     assert again[0]["pid"] == first[0]["pid"] and again[0]["table"].equals(first[0]["table"])
     (tmp_path / "kept/working/a.json").write_text("{torn")
     assert go(tmp_path / "calls", [("a", "")])[0]["name"] == "a" and calls(tmp_path / "calls", "a") == 2
+
+
+def test_with_gpus_every_item_keeps_its_own_result_and_processes_take_gpus_in_turn(tmp_path, monkeypatch):
+    monkeypatch.setenv("BONEHISTO_KEPT", str(tmp_path / "kept"))
+    found = fan_out(local_rank, ["a", "b", "c", "d"], list("abcd"), "working", gpus=2)
+    assert [f[0] for f in found] == list("abcd") and {f[1] for f in found} <= {"0", "1"}
+    assert sorted(p.stem for p in (tmp_path / "kept/working").iterdir()) == list("abcd")
 
 
 def test_where_every_item_fails_the_reason_is_raised(tmp_path):
