@@ -74,7 +74,7 @@ def run_batch(
     result,   # JSON file
 ):
     "Segments and measures the first ROIs of the table, and writes the times and the memory of this process. Meant for a fresh process."
-    folder, set_aside = Path(folder), 0
+    folder = Path(folder)
     set_threads(1)
     table = read_table(folder / "rois.csv", keep_default_na=False).head(rois)
     with Watch() as segment:

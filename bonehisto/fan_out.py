@@ -12,21 +12,17 @@ from importlib import import_module
 from pathlib import Path
 from urllib.parse import urlsplit
 
-import numpy as np
 import pandas as pd
 
 # %% ../nbs/07_fan_out.ipynb #98aa7c0c
 from .cores import cpu_count, worker_count
-from .files import UserError, progress, read_json, write_json
+from .files import UserError, plain_value, progress, read_json, write_json
 
 # %% ../nbs/07_fan_out.ipynb #25ffe591
 def _as_json(value):
     if isinstance(value, pd.DataFrame):
         return {"__table__": [[name, str(value.dtypes.iloc[k]), value.iloc[:, k].tolist()] for k, name in enumerate(value)], "rows": len(value)}
-    if isinstance(value, np.ndarray): return value.tolist()
-    if isinstance(value, np.generic): return value.item()
-    if isinstance(value, Path): return str(value)
-    raise TypeError(f"a job may give plain values and tables, not {type(value).__name__}")
+    return plain_value(value)
 
 def _from_json(value):
     if "__table__" not in value: return value

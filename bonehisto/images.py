@@ -2,8 +2,8 @@
 
 # %% auto #0
 __all__ = ['UNLABELLED', 'to_eight_bits', 'to_rgb', 'conversion_notes', 'ImageRecord', 'read_image', 'image_size', 'RoiReader',
-           'open_roi', 'read_ids', 'read_mask', 'write_mask', 'write_probabilities', 'read_probabilities',
-           'read_polygon']
+           'open_roi', 'read_ids', 'read_mask', 'resolution_tags', 'write_mask', 'write_probabilities',
+           'read_probabilities', 'read_polygon']
 
 # %% ../nbs/12_images.ipynb #e0ba1cec
 import json, math
@@ -183,6 +183,13 @@ def read_mask(
     return ids.astype(np.uint8)
 
 # %% ../nbs/12_images.ipynb #e6f2331c
+def resolution_tags(
+    pixel_size_um,  # None or NaN where unknown
+):
+    "Arguments for `tifffile.imwrite` that say the pixel size; none where it is unknown."
+    known = pixel_size_um is not None and np.isfinite(pixel_size_um)
+    return {"resolution": (1e4 / pixel_size_um,) * 2, "resolutionunit": "CENTIMETER"} if known else {}
+
 def write_mask(
     path,                # .png or .tif
     mask,                # uint8 or bool (H, W)
@@ -195,8 +202,7 @@ def write_mask(
     known = pixel_size_um is not None and np.isfinite(pixel_size_um)
     with atomic_path(path) as tmp:
         if path.suffix.lower() in (".tif", ".tiff"):
-            tags = {"resolution": (1e4 / pixel_size_um,) * 2, "resolutionunit": "CENTIMETER"} if known else {}
-            tifffile.imwrite(tmp, mask, photometric="minisblack", compression="zlib", **tags)
+            tifffile.imwrite(tmp, mask, photometric="minisblack", compression="zlib", **resolution_tags(pixel_size_um))
         else: Image.fromarray(mask).save(tmp, format="PNG", compress_level=4, **({"dpi": (25400 / pixel_size_um,) * 2} if known else {}))
     return path
 

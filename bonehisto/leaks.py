@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import tifffile
 
 # %% ../nbs/95_leaks.ipynb #b7768c96
-from .bare_images import extra_fields
+from .bare_images import extra_fields, png_chunks
 
 # %% ../nbs/95_leaks.ipynb #e37099de
 def name_pattern(
@@ -26,13 +26,7 @@ def name_pattern(
     return re.compile("|".join(parts), re.IGNORECASE) if parts else None, len(wanted - sought)
 
 # %% ../nbs/95_leaks.ipynb #eef6d734
-def _png_text(data):
-    at, found = 8, b""
-    while at + 8 <= len(data):
-        length, kind = struct.unpack(">I4s", data[at:at + 8])
-        if kind != b"IDAT": found += data[at + 4:at + 8 + length]
-        at += length + 12
-    return found + data[at:]
+def _png_text(data): return b"".join(kind + content for kind, content in png_chunks(data) if kind != b"IDAT")
 
 def _tiff_text(path):
     with tifffile.TiffFile(path) as tif: return " ".join(str(t.value) for p in tif.pages for t in p.tags if t.dtype in (2, 7) or isinstance(t.value, str))

@@ -17,6 +17,7 @@ from shapely.geometry import mapping, shape as as_geometry
 from .annotations import class_text, read_features
 from .files import UserError, atomic_path, progress, read_table, write_json, write_table
 from .image_formats import MAX_PIXELS
+from .images import resolution_tags
 from .pixel_size import PIXEL_RANGE_UM, TOLERANCE
 from .slides import Slide, open_slide, read_window
 
@@ -74,7 +75,7 @@ def write_cut(
             for column in range(0, columns, tile): yield read_window(slide, (corner[0] + column * factor, corner[1] + row * factor), (tile, tile), factor)
     with atomic_path(path) as tmp:
         tifffile.imwrite(tmp, tiles(), shape=(rows, columns, 3), dtype=np.uint8, photometric="rgb", tile=(tile, tile), compression="zlib", predictor=True, metadata=None, software="bonehisto",
-                         resolution=(1e4 / pixel_size_um,) * 2, resolutionunit="CENTIMETER", bigtiff=rows * columns * 3 > 3 << 30)
+                         bigtiff=rows * columns * 3 > 3 << 30, **resolution_tags(pixel_size_um))
     return corner, (rows, columns)
 
 # %% ../nbs/14_slide_cuts.ipynb #3e2a51ef
