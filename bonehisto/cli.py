@@ -457,7 +457,7 @@ def power(
 # %% ../nbs/99_cli.ipynb #a6b9fffa
 @app.command()
 def cut(
-    slide: Annotated[Path, typer.Argument(help="a whole slide, in any format that OpenSlide reads, or a CZI in colour")],
+    slide: Annotated[Path, typer.Argument(help="a whole slide, in any format that OpenSlide reads, or a Zeiss CZI")],
     rois: Annotated[Path, typer.Option(help="GeoJSON of polygons drawn on it, as QuPath exports it")],
     pixel_size_um: Annotated[float, typer.Option(help="micrometres per pixel of the cuts")],
     out: Annotated[Path, typer.Option(help="folder for images, polygons and a manifest; another slide adds to it")],

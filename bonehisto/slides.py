@@ -4,7 +4,7 @@
 __all__ = ['MARGIN', 'Slide', 'open_with_openslide', 'open_with_czi', 'open_slide', 'read_window']
 
 # %% ../nbs/13_slides.ipynb #16bdece9
-import math
+import math, re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Callable
@@ -14,6 +14,7 @@ from PIL import Image
 
 # %% ../nbs/13_slides.ipynb #14fa52b0
 from .files import UserError
+from .images import add_channels
 from .pixel_size import PIXEL_RANGE_UM, differ_little, is_print_setting
 
 # %% ../nbs/13_slides.ipynb #18c5b1df
@@ -67,10 +68,29 @@ def open_with_openslide(
     return Slide(Path(path), width, height, _square(path, x_um, y_um), tuple(slide.level_downsamples), fetch, slide.close)
 
 # %% ../nbs/13_slides.ipynb #fb8ca4b5
+def _tags(told, *names):
+    "The tags at a path in what an XML reader gives, where one may be missing, occur once or often."
+    for name in names: told = told.get(name) if isinstance(told, dict) else None
+    return [t for t in (told if isinstance(told, list) else [told]) if isinstance(t, dict)]
+
+def _czi_channels(path, kinds, told):
+    "`(number, colour, black, white)` of the channels that are shown. Raises `UserError` where colours are missing or the same."
+    top = {"Gray8": 255, "Gray16": 65535}
+    if not set(kinds.values()) <= set(top): raise UserError(f"{path}: holds {len(kinds)} channels of {', '.join(sorted(set(map(str, kinds.values()))))}, neither a colour picture of 8 bits nor channels of 8 or 16: export the view as OME-TIFF or RGB")
+    said = [*_tags(told, "Information", "Image", "Dimensions", "Channels", "Channel"), *_tags(told, "DisplaySetting", "Channels", "Channel")]
+    shown = {c: {k: v for s in said if s.get("@Id") == f"Channel:{c}" for k, v in s.items()} for c in kinds}
+    shown = {c: s for c, s in shown.items() if s.get("IsSelected", "true") == "true"} or shown
+    colours = {c: f"#{text[-6:]}" if re.fullmatch("#[0-9a-fA-F]{8}", text := str(s.get("Color"))) else None for c, s in shown.items()}
+    if len(shown) > 1 and (None in colours.values() or len(set(colours.values())) == 1):
+        raise UserError(f"{path}: holds {len(shown)} channels ({', '.join(s.get('@Name') or f'channel {c + 1}' for c, s in shown.items())}) without colours that tell them apart: give every channel its colour in Zeiss's program and save, or export the view as OME-TIFF or RGB")
+    low, high = ({c: float(s.get(name) or default) * top[kinds[c]] for c, s in shown.items()} for name, default in (("Low", 0), ("High", 1)))
+    if any(not 0 <= low[c] < high[c] for c in shown): raise UserError(f"{path}: a channel is shown from black {min(low.values()):g} to white {min(high.values()):g}, which leaves nothing to see: set its display in Zeiss's program and save")
+    return [(c, colours[c] or "#ffffff", low[c], high[c]) for c in shown]
+
 def open_with_czi(
     path,  # .czi
 ):
-    "The `Slide` of a CZI of one colour plane. Raises `UserError` where it is missing, damaged, of several channels, or the library is not installed."
+    "The `Slide` of a CZI in colour, or of its channels as they are shown. Raises `UserError` where it is missing, damaged, a stack, of channels without colours, or the library is not installed."
     try: from pylibCZIrw import czi
     except ImportError as e: raise UserError(f"{path}: CZI is read by pylibCZIrw, which is not installed: pip install 'bonehisto[czi]', or export the slide as a tiled, pyramidal TIFF") from e
     if not Path(path).is_file(): raise UserError(f"{path}: no such file: correct the path")
@@ -79,17 +99,21 @@ def open_with_czi(
     except Exception as e: raise UserError(f"{path}: {broken} ({e})") from e  # the library raises what its C++ side thought of
     try:
         whole, kinds = file.total_bounding_rectangle, file.pixel_types
-        if set(kinds.values()) != {"Bgr24"} or len(kinds) > 1: raise UserError(f"{path}: holds {len(kinds)} channels of {', '.join(sorted(set(map(str, kinds.values()))))}, no colour picture of 8 bits: export the view as OME-TIFF or RGB")
-        scales = file.metadata.get("ImageDocument", {}).get("Metadata", {}).get("Scaling", {}).get("Items", {}).get("Distance", [])
-        um = {s.get("@Id"): 1e6 * float(s["Value"]) for s in scales if isinstance(s, dict) and s.get("Value")}  # Zeiss states metres
+        planes = math.prod(end - start for axis, (start, end) in file.total_bounding_box.items() if axis in "ZT")
+        if planes > 1: raise UserError(f"{path}: holds {planes} planes in depth or time: save the one plane as a file of its own")
+        told = file.metadata.get("ImageDocument", {}).get("Metadata", {})
+        um = {s.get("@Id"): 1e6 * float(s["Value"]) for s in _tags(told, "Scaling", "Items", "Distance") if s.get("Value")}  # Zeiss states metres
+        channels = [] if list(kinds.values()) == ["Bgr24"] else _czi_channels(path, kinds, told)
     except UserError: file.close(); raise
     except Exception as e: file.close(); raise UserError(f"{path}: {broken} ({e})") from e
     levels = tuple(2.0 ** i for i in range(max(1, math.ceil(math.log2(max(whole.w, whole.h, 1) / 512)))))
     def fetch(x, y, w, h, level):
         scale = int(levels[level])
-        try: found = file.read(roi=(whole.x + x, whole.y + y, w * scale, h * scale), zoom=1 / scale, background_pixel=(255, 255, 255))
+        def plane(c, ground): return file.read(plane={"C": c}, roi=(whole.x + x, whole.y + y, w * scale, h * scale), zoom=1 / scale, background_pixel=(ground,) * 3)[:h, :w]
+        try:
+            if not channels: return np.ascontiguousarray(plane(0, 255)[..., ::-1])
+            return add_channels(np.dstack([np.clip((plane(c, 0) - np.float32(low)) * (255 / (high - low)), 0, 255) for c, _, low, high in channels]), [colour for _, colour, *_ in channels])
         except Exception as e: raise UserError(f"{path}: is damaged near ({x}, {y}) ({e}): copy or export the file again") from e
-        return np.ascontiguousarray(found[:h, :w, ::-1])
     return Slide(Path(path), whole.w, whole.h, _square(path, um.get("X"), um.get("Y")), levels, fetch, file.close)
 
 def open_slide(

@@ -62,6 +62,16 @@ def test_no_more_than_a_window_is_ever_read(tmp_path, monkeypatch):
     assert len(sizes) == 4 and max(max(s) for s in sizes) < 700
 
 
+def test_corners_count_from_where_the_scan_begins_as_in_qupath(tmp_path, monkeypatch):
+    import openslide
+    from types import MappingProxyType
+    said = openslide.OpenSlide.properties.fget
+    monkeypatch.setattr(openslide.OpenSlide, "properties", property(lambda self: MappingProxyType({**said(self), "openslide.bounds-x": "120", "openslide.bounds-y": "80", "openslide.bounds-width": "700", "openslide.bounds-height": "600"})))
+    path, = cut_slide(write_slide(tmp_path / "S1.tif"), write_rois(tmp_path / "r.geojson", a=box(100, 50, 400, 350)), 0.25, tmp_path / "out")
+    np.testing.assert_array_equal(read_image(path).pixels, WHOLE[130:430, 220:520])
+    with pytest.raises(UserError, match="the slide is 700 x 600"): cut_slide(tmp_path / "S1.tif", write_rois(tmp_path / "r.geojson", a=box(0, 0, 701, 99)), 0.25, tmp_path / "out")
+
+
 def test_the_cuts_of_two_slides_are_one_study_that_passes_the_check(tmp_path):
     for name in ("S1", "S2", "S1"):
         rois = write_rois(tmp_path / "r.geojson", **{"Cancellous 1": box(100, 100, 500, 400), "Cortex": [[[400, 400], [800, 400], [400, 800], [400, 400]]]})
@@ -115,6 +125,42 @@ def test_a_czi_is_cut_like_any_slide(tmp_path):
     path, = cut_slide(tmp_path / "S1.czi", write_rois(tmp_path / "r.geojson", a=box(300, 204, 900, 704)), 1.0, tmp_path / "coarse")
     smooth = WHOLE[204:704, 300:900].reshape(125, 4, 150, 4, 3).mean((1, 3))
     assert np.abs(read_image(path).pixels - smooth).mean() < 4
+
+
+SHOWN = [("blue", (0, 0, 255), 100, 3000, True), ("hidden", (255, 0, 0), 0, 4095, False), ("yellow", (255, 200, 0), 200, 2000, True)]  # name, colour, black, white, switched on
+
+
+def write_channels(czi, path, shown=SHOWN, planes=1, um=0.25):
+    """A fluorescence slide of 12 bits in 16; returns its samples (channel, row, column)."""
+    samples = np.stack([(4095 * (gaussian_filter(NOISE[..., c], 4) - .4) / .2).clip(0, 4095).astype(np.uint16) for c in range(len(shown))])
+    with czi.create_czi(str(path)) as file:
+        for z in range(planes):
+            for c, plane in enumerate(samples): file.write(plane, plane={"C": c, "Z": z, "T": 0})
+        display = {c: czi.ChannelDisplaySettingsDataClass(on, czi.TintingMode.Color, czi.Rgb8Color(*map(np.uint8, colour)), low / 65535, high / 65535) for c, (_, colour, low, high, on) in enumerate(shown) if colour}
+        file.write_metadata("S1", channel_names={c: name for c, (name, *_) in enumerate(shown)}, scale_x=um * 1e-6, scale_y=um * 1e-6, display_settings=display)
+    return samples
+
+
+def test_the_channels_of_a_czi_are_seen_as_its_program_shows_them(tmp_path):
+    czi = pytest.importorskip("pylibCZIrw.czi", reason="CZI needs pip install 'bonehisto[czi]'")
+    samples = write_channels(czi, tmp_path / "S1.czi")
+    path, = cut_slide(tmp_path / "S1.czi", write_rois(tmp_path / "r.geojson", a=box(301, 203, 901, 703)), 0.25, tmp_path / "out", modality="fluorescence")
+    seen = sum(((np.clip(samples[c, 203:703, 301:901], low, high) - low) / (high - low))[..., None] * np.array(colour) for c, (_, colour, low, high, on) in enumerate(SHOWN) if on)
+    assert np.abs(read_image(path).pixels - np.minimum(seen, 255)).max() <= 1
+    path, = cut_slide(tmp_path / "S1.czi", write_rois(tmp_path / "r.geojson", a=box(0, 0, 400, 400)), 1.0, tmp_path / "coarse")
+    assert read_image(path).pixels.shape == (100, 100, 3) and read_image(path).pixels.mean() == pytest.approx(np.minimum(seen, 255).mean(), rel=.2)
+
+
+@pytest.mark.parametrize("change, says", [
+    (dict(shown=[("one", None, 0, 0, True), ("two", None, 0, 0, True)]), "channels (one, two) without colours that tell them apart"),
+    (dict(shown=[("one", (255, 255, 255), 0, 65535, True), ("two", (255, 255, 255), 0, 65535, True)]), "without colours"),
+    (dict(shown=[("one", (255, 0, 0), 900, 900, True)]), "leaves nothing to see"), (dict(planes=2), "2 planes in depth or time"),
+])
+def test_a_czi_whose_look_is_not_said_is_refused(tmp_path, change, says):
+    czi = pytest.importorskip("pylibCZIrw.czi", reason="CZI needs pip install 'bonehisto[czi]'")
+    write_channels(czi, tmp_path / "S1.czi", **change)
+    with pytest.raises(UserError) as caught: cut_slide(tmp_path / "S1.czi", write_rois(tmp_path / "r.geojson", a=box(0, 0, 99, 99)), 0.5, tmp_path / "out")
+    assert says in str(caught.value)
 
 
 def test_a_czi_that_is_damaged_or_cannot_be_read_here_is_refused_in_words(tmp_path):
