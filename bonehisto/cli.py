@@ -320,7 +320,7 @@ def compare(
 def segment(
     images: Annotated[list[Path], typer.Argument(help="image files")],
     model: Annotated[Path, typer.Option(help="a finished run folder")],
-    pixel_size_um: Annotated[str, typer.Option(help="micrometres per pixel, or `unknown`")],
+    pixel_size_um: Annotated[str, typer.Option(help="micrometres per pixel, `from_file` where the images state them, or `unknown`")],
     out: Annotated[Path, typer.Option(help="folder for the maps")],
 ):
     """Segment images with the model of a finished run.

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import yaml
 
-from .files import UserError, too_deep, unfolded
+from .files import UserError, text_meant, too_deep, unfolded
 
 # %% ../nbs/08_roi_list.ipynb #bd3cb237
 TEXT_KEYS = {"id", "subject", "group", "name", "colour", "image", "mask", "polygon", "annotations", "split", "modality", "section"}
@@ -102,7 +102,7 @@ def read_rows(
     if twice: raise UserError(f"{path}: column `{twice[0]}` is given twice: keep one of the two")
     rows = []
     for cells in reader:
-        cells = [c.strip() for c in cells]
+        cells = [text_meant(c.strip()) for c in cells]
         if not any(cells): continue
         if any(cells[len(columns):]):
             raise UserError(f"{path}: line {reader.line_num}: {len(cells)} cells under {len(columns)} columns: is a comma not quoted?")

@@ -2,7 +2,7 @@
 
 # %% auto #0
 __all__ = ['NOTHING', 'segment_together', 'model_of', 'segment_groups', 'segment_group', 'segment_many', 'as_pixel_size',
-           'segment_files']
+           'sizes_of', 'segment_files']
 
 # %% ../nbs/66_segment_study.ipynb #70f7896d
 from .device import gpu_count, pick_device, set_threads
@@ -22,6 +22,7 @@ from .fan_out import SetAside, fan_out, forget
 from .files import UserError, write_table
 from .images import image_size, open_roi, write_mask, write_probabilities
 from .model import Model, decode_tiles, encode_tiles, load_model
+from .pixel_size import file_pixel_size, size_contradiction, size_from_file
 from .quality import tile_focus
 from .rescale import work_factor
 from .segment import ArrayReader, Band, band_tiles, segment_roi, settle_roi
@@ -152,25 +153,41 @@ def segment_many(
 
 # %% ../nbs/66_segment_study.ipynb #928befa3
 def as_pixel_size(
-    value,  # number, its text, or "unknown"
+    value,  # number, its text, "unknown" or "from_file"
 ):
-    "Micrometres per pixel, NaN for `unknown`. Raises `UserError` for anything else."
-    if str(value).strip().lower() == "unknown": return np.nan
+    "Micrometres per pixel, NaN for `unknown`, or `from_file`. Raises `UserError` for anything else."
+    text = str(value).strip().lower()
+    if text in ("unknown", "from_file"): return np.nan if text == "unknown" else text
     try: size = float(value)
     except (TypeError, ValueError): size = np.nan
-    if not 0.01 <= size <= 20: raise UserError(f"--pixel-size-um is {value}: give the micrometres per pixel printed by the microscope (0.01 to 20), e.g. 0.5, or `unknown`")
+    if not 0.01 <= size <= 20: raise UserError(f"--pixel-size-um is {value}: give the micrometres per pixel printed by the microscope (0.01 to 20), e.g. 0.5, `from_file` where the images state them, or `unknown`")
     return size
+
+def sizes_of(
+    images,  # image files
+    value,   # of `as_pixel_size`
+):
+    "Micrometres per pixel of every image, NaN where unknown. Raises `UserError` where a file is asked and states none, or states another."
+    size, found, problems = as_pixel_size(value), [], []
+    for path in images:
+        try:
+            if size == "from_file": found.append(size_from_file(path)); continue
+            if wrong := size_contradiction(file_pixel_size(path), None if np.isnan(size) else size): problems.append(f"{path}: --pixel-size-um {wrong}" if wrong.startswith("is ") else f"{path}: {wrong}")
+            found.append(size)
+        except UserError as e: problems += [f"{path}: --pixel-size-um {p}" if p.startswith("is ") else p for p in e.problems]
+    if problems: raise UserError(*problems)
+    return found
 
 # %% ../nbs/66_segment_study.ipynb #949ca3c5
 def segment_files(
     images,         # image files
     run,            # finished run folder
-    pixel_size_um,  # number or "unknown"
+    pixel_size_um,  # number, "unknown" or "from_file"
     out,            # folder for the maps
     **settings,     # of `segment_roi`
 ):
     "Segments image files with the model of a run; writes the maps and `roi_segmentation.csv`, returns that table."
-    images, out, size = [Path(p) for p in images], Path(out), as_pixel_size(pixel_size_um)
+    images, out = [Path(p) for p in images], Path(out); as_pixel_size(pixel_size_um)
     missing = [f"{p}: no such file" for p in images if not p.is_file()]
     stems = [p.stem for p in images]
     twice = [f"{p}: another image is called {p.stem} too, their maps would overwrite each other: segment them into two folders" for p in images if stems.count(p.stem) > 1]
@@ -178,6 +195,7 @@ def segment_files(
     if out.is_file(): raise UserError(f"{out} is a file: give a folder for the maps")
     if not load_model(run).heads: raise UserError(f"{run}: no head was trained in this run: give masks in its manifest and run it again")
     for p in images: open_roi(p).close()  # a damaged file is found before the first map is drawn
-    table, _ = segment_many(pd.DataFrame({"roi": stems, "image": [str(p) for p in images], "modality": "", "pixel_size_um": size}), run, out, **settings)
+    sizes = sizes_of(images, pixel_size_um)
+    table, _ = segment_many(pd.DataFrame({"roi": stems, "image": [str(p) for p in images], "modality": "", "pixel_size_um": sizes}), run, out, **settings)
     write_table(out / "roi_segmentation.csv", table)
     return table

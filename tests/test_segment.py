@@ -10,7 +10,8 @@ from PIL import Image
 from bonehisto.decoder import create_decoder
 from bonehisto.encoder import create_encoder, save_encoder
 from bonehisto.files import UserError
-from bonehisto.images import read_mask
+from bonehisto.images import image_size, read_mask
+from bonehisto.pixel_size import file_pixel_size
 from bonehisto.rescale import resample_image
 from bonehisto.router import Router
 from bonehisto.model import Model, encode_tiles, load_model
@@ -162,6 +163,17 @@ def test_files_are_segmented_from_a_run_folder_as_in_memory(model, run, tmp_path
 @pytest.mark.parametrize("size", ["0", "-1", "half", "1e9", ""])
 def test_absurd_pixel_sizes_are_refused(run, tmp_path, size):
     with pytest.raises(UserError, match="--pixel-size-um"): segment_files([], run, size, tmp_path)
+
+
+def test_the_pixel_size_is_taken_from_the_files_or_held_against_them(run, tmp_path):
+    for name, um in (("a", .5), ("b", .25)): Image.fromarray(texture(300, 300, 4, *PALE)).save(tmp_path / f"{name}.png", dpi=(25400 / um,) * 2)
+    Image.fromarray(texture(300, 300, 4, *PALE)).save(tmp_path / "c.png")
+    table = segment_files([tmp_path / "a.png", tmp_path / "b.png"], run, "from_file", tmp_path / "maps")
+    assert table["state"].tolist() == ["segmented"] * 2 and image_size(tmp_path / "maps/b.png") == (300, 300)
+    assert [file_pixel_size(tmp_path / f"maps/{n}.png").x_um for n in "ab"] == pytest.approx([.5, .25], rel=1e-3)
+    for images, size, says in (("ac", "from_file", "c.png states no pixel size"), ("ab", "0.5", r"b.png: --pixel-size-um is 0.5 um here, but the file says 0.25")):
+        with pytest.raises(UserError, match=says): segment_files([tmp_path / f"{n}.png" for n in images], run, size, tmp_path / "none")
+    assert not (tmp_path / "none").exists()
 
 
 def test_bad_images_are_found_before_anything_is_written(run, tmp_path):

@@ -2,11 +2,14 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import pandas as pd
 import pytest
 import tifffile
+from hypothesis import given, settings, strategies as st
 from openpyxl import load_workbook
 from PIL import Image
 from synthetic_run import make_run
@@ -105,6 +108,15 @@ def test_a_text_that_begins_like_a_formula_is_text_and_a_number_is_a_number(tmp_
     sheet = load_workbook(tmp_path / "out/bonehisto.xlsx")["subject_parameters"]
     assert {c.data_type for row in sheet.iter_rows() for c in row} <= {"s", "n"} and sheet["A2"].value == risky[0] and sheet["B2"].value == -3.5
     assert (tmp_path / "run/tables/subject_parameters.csv").read_bytes() == before
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.text("=+-@\t'1.aé,\"", max_size=6), min_size=1, max_size=4))
+def test_every_text_is_plain_in_a_csv_and_comes_back(texts):
+    with TemporaryDirectory() as d:
+        path = write_table(Path(d) / "t.csv", pd.DataFrame({"group": texts, "n": 1}))
+        assert read_table(path, dtype=str, keep_default_na=False)["group"].tolist() == texts
+        for written in pd.read_csv(path, dtype=str, keep_default_na=False)["group"]: assert not written.startswith(tuple("=+-@\t")) or float(written) is not None
 
 
 def test_long_tables_stay_out_of_the_workbook_and_that_is_said(tmp_path):
