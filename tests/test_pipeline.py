@@ -7,13 +7,15 @@ import signal
 import subprocess
 import sys
 import time
+from html import unescape
+from pathlib import Path
 from urllib.parse import unquote
 
 import pandas as pd
 import pytest
 
 from bonehisto.files import read_json
-from bonehisto.pipeline import run_study
+from bonehisto.pipeline import run_step, run_study
 from bonehisto.recipe import STEPS
 
 SMALL = ("uncertainty.draws=2", "pretrain.steps=4", "pretrain.batch=16", "heads.steps=6", "heads.batch=4", "embed.n_neighbours=5")
@@ -268,10 +270,29 @@ def test_a_run_cut_off_at_its_very_start_can_be_begun_again(study, tmp_path):
     assert ok, said
 
 
-def test_two_workers_give_the_tables_of_one(study, finished, tmp_path, monkeypatch):
-    out = tmp_path / "run"
-    shutil.copytree(finished, out, ignore=shutil.ignore_patterns("tiles.npy", "roi_segmentation.csv", "roi_parameters.csv"))
+def spoiled_during(name, image):
+    "Runs steps; while the one of that name is at work, the image is cut short, as on a disk that fails."
+    def execute(step, run, parameters, **more):
+        if step.name != name: return run_step(step, run, parameters, **more)
+        whole = image.read_bytes(); image.write_bytes(whole[:len(whole) // 2])
+        try: return run_step(step, run, parameters, **more)
+        finally: image.write_bytes(whole)
+    return execute
+
+
+@pytest.mark.parametrize("steps", [["tile", "segment", "measure", "report"], pytest.param(None, marks=pytest.mark.slow)])
+def test_two_workers_give_the_tables_of_one_and_a_file_that_fails_costs_its_roi(study, finished, tmp_path, monkeypatch, steps):
+    run, rois = tmp_path / "small", pd.read_csv(finished / "tables/rois.csv").set_index("roi")
+    roi, other = [r for r in rois.index if (finished / f"masks/{r}.png").exists()][:2]
+    shutil.copytree(finished, run, ignore=shutil.ignore_patterns("tiles.npy", "roi_segmentation.csv", "roi_parameters.csv"))
     monkeypatch.setenv("BONEHISTO_WORKERS", "2")
-    ok, said = small_run(study, out, steps=["tile", "segment", "measure"])
-    assert ok and "kept" not in said, said
-    assert tables(out) == tables(finished)
+    said = []
+    assert not run_study(study, run, "demo", SMALL, steps, said.append, execute=spoiled_during("segment", Path(rois.image[roi])))
+    record = read_json(run / "run.json")["steps"]
+    assert "1 set aside" in "\n".join(said) and list(record["segment"]["set_aside"]) == [roi] and {s["state"] for s in record.values()} == {"done"}
+    assert not (run / f"masks/{roi}.png").exists() and record["segment"]["set_aside"][roi].splitlines()[0] in unescape((run / "report.html").read_text())
+    measured = pd.read_csv(run / "tables/roi_parameters.csv", dtype=str, keep_default_na=False).set_index("roi")
+    assert measured["not measured"][roi] and not measured["not measured"][other]
+    before = (run / f"masks/{other}.png").stat().st_mtime_ns
+    ok, said = small_run(study, run, steps=steps)
+    assert ok and (run / f"masks/{other}.png").stat().st_mtime_ns == before and tables(run) == tables(finished), said
