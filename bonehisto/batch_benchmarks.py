@@ -109,9 +109,9 @@ def batch_cost(
 def batch_bars(
     table,  # of `batch_cost`
 ):
-    "One row per step and bar: `shared` is the time an ROI takes with two processes by that with one, `growth` the time of an ROI of many by that of few; `limit`, `met`."
+    "One row per step and bar: `shared` is the time of an ROI of many with two processes by that of few with one, `growth` by that of few with two; `limit`, `met`."
     out = []
     for what, part in table.groupby("what", sort=False):
         one, two, many = part["seconds_per_roi"]
-        out += [(what, name, value, BATCH_BARS[name], value <= BATCH_BARS[name]) for name, value in (("shared", two / one), ("growth", many / two))]
+        out += [(what, name, value, BATCH_BARS[name], value <= BATCH_BARS[name]) for name, value in (("shared", many / one), ("growth", many / two))]
     return pd.DataFrame(out, columns=["what", "bar", "ratio", "limit", "met"])

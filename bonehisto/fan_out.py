@@ -101,7 +101,7 @@ def set_aside(
 # %% ../nbs/07_fan_out.ipynb #4e433fda
 SETTINGS = {"distributed.worker.memory.target": False, "distributed.worker.memory.spill": False, "distributed.worker.memory.pause": False,
             "distributed.scheduler.worker-saturation": 1.0,  # an item waits with the scheduler: one that kills its process takes no other with it
-            "distributed.scheduler.http.routes": [], "distributed.worker.http.routes": [], "distributed.nanny.pre-spawn-environ": {"MALLOC_TRIM_THRESHOLD_": 65536}}
+            "distributed.scheduler.http.routes": [], "distributed.worker.http.routes": [], "distributed.nanny.pre-spawn-environ": {}}  # dask would have the workers give memory back at once, and fetch it again, which doubles the time of large arrays
 
 @contextmanager
 def own_cluster(
@@ -143,9 +143,12 @@ def others_cluster(
     with client: yield client
 
 # %% ../nbs/07_fan_out.ipynb #fc9bbed8
+_DIGEST = {}
+
 def package_digest():
-    "SHA-256 over this package's modules, hexadecimal."
-    return hashlib.sha256(b"".join(p.read_bytes() for p in sorted(Path(import_module("bonehisto").__file__).parent.glob("*.py")))).hexdigest()
+    "SHA-256 over this package's modules, hexadecimal, taken once in a process."
+    if not _DIGEST: _DIGEST["package"] = hashlib.sha256(b"".join(p.read_bytes() for p in sorted(Path(import_module("bonehisto").__file__).parent.glob("*.py")))).hexdigest()
+    return _DIGEST["package"]
 
 def _there(job, item, name, kept, code, gpus):
     "The result's text of a job done in a worker. It is kept at once: the worker may die before anybody has fetched it."
