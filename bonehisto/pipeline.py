@@ -173,7 +173,6 @@ def _kept_folder(run, step, key):
 
 def _walk(manifest, manifest_path, run, profile, parameters, chosen, say, show, execute):
     "The steps of a study, one after the other, as `run_study` says."
-    from bonehisto.device import describe_machine
     save_manifest(manifest, run / "manifest.yaml")
     record = read_record(run)
     masks = {r.id: file_digest(r.mask) for r in manifest.labelled}
@@ -183,6 +182,7 @@ def _walk(manifest, manifest_path, run, profile, parameters, chosen, say, show, 
     if not todo:
         say(f"Nothing to do: {run} already stands for this manifest, these parameters and this code.")
         return True
+    from bonehisto.device import describe_machine  # loads torch, which takes longer than all before
     record |= {"name": run.name, "profile": str(profile), "created": record.get("created", _now()), "manifest": str(Path(manifest_path).resolve()),
                "manifest_digest": file_digest(manifest_path), "commit": git_commit(Path(__file__).parent), "machine": describe_machine(), "parameters": parameters, "labels": masks}
     ended = {s.name: stands for s, _, stands in plan}
