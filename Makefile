@@ -21,12 +21,13 @@ demo: $(READY)
 	test -f data/phantom/data_manifest.yaml || $(BIN)/bonehisto phantom data/phantom
 	$(BIN)/bonehisto run data_manifest.yaml --out runs/demo --profile demo $(if $(THIRD),-p route.third_domain=$(THIRD))
 
-# Two processes with one thread each; the project tests first, since everything else stands on the export.
+# Two processes with one thread each; the project tests first, since everything else stands on the export. Files of whole runs begin, for they take longest.
 ON_PATH := PATH="$(CURDIR)/$(BIN):$$PATH" BONEHISTO_THREADS=1 BONEHISTO_WORKERS=1 OMP_NUM_THREADS=1
+LONGEST := $(addprefix tests/test_,pipeline.py run_stops.py wheel.py)
 test: $(READY)
 	$(ON_PATH) $(BIN)/python -m pytest -q -n 2 tests/test_project.py
 	$(ON_PATH) $(BIN)/nbdev_test --n_workers 2
-	$(ON_PATH) $(BIN)/python -m pytest -q -rs -n 2 --dist loadfile --durations 10 tests --ignore tests/test_project.py
+	$(ON_PATH) $(BIN)/python -m pytest -q -rs -n 2 --dist loadfile --no-loadscope-reorder --durations 10 $(LONGEST) tests --ignore tests/test_project.py
 
 lab: $(READY)
 	$(BIN)/jupyter lab --notebook-dir nbs
