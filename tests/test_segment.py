@@ -9,6 +9,7 @@ from PIL import Image
 
 from bonehisto.decoder import create_decoder
 from bonehisto.encoder import create_encoder, save_encoder
+from bonehisto.fan_out import set_aside
 from bonehisto.files import UserError
 from bonehisto.images import image_size, read_mask
 from bonehisto.pixel_size import file_pixel_size
@@ -174,6 +175,23 @@ def test_the_pixel_size_is_taken_from_the_files_or_held_against_them(run, tmp_pa
     for images, size, says in (("ac", "from_file", "c.png states no pixel size"), ("ab", "0.5", r"b.png: --pixel-size-um is 0.5 um here, but the file says 0.25")):
         with pytest.raises(UserError, match=says): segment_files([tmp_path / f"{n}.png" for n in images], run, size, tmp_path / "none")
     assert not (tmp_path / "none").exists()
+
+
+def test_one_spoilt_roi_of_a_group_is_tried_again_alone_and_once_it_is_whole_nothing_is_left_over(run, tmp_path, monkeypatch):
+    monkeypatch.setenv("BONEHISTO_KEPT", str(tmp_path / "kept"))
+    for name, seed in (("a", 0), ("b", 1), ("c", 2)): Image.fromarray(texture(300, 300, seed, *PALE)).save(tmp_path / f"{name}.png")
+    whole = (tmp_path / "b.png").read_bytes()
+    table = pd.DataFrame({"roi": list("abc"), "image": [str(tmp_path / f"{n}.png") for n in "abc"], "modality": "", "pixel_size_um": .5})
+    def segment():
+        found, _ = segment_many(table, run, tmp_path / "maps", workers=1)
+        return found["state"].tolist(), list(set_aside(tmp_path / "kept")), [(tmp_path / f"maps/{n}.png").stat().st_mtime_ns if (tmp_path / f"maps/{n}.png").exists() else None for n in "abc"]
+    (tmp_path / "b.png").write_bytes(whole[:40] + bytes(400) + whole[440:])  # a header that can be read, and no more
+    states, failed, times = segment()
+    assert states == ["segmented", "set aside", "segmented"] and failed == ["b"] and times[1] is None
+    assert segment() == (states, failed, times)
+    (tmp_path / "b.png").write_bytes(whole)
+    states, failed, after = segment()
+    assert states == ["segmented"] * 3 and not failed and after[1] and after[::2] == times[::2]
 
 
 def test_bad_images_are_found_before_anything_is_written(run, tmp_path):
