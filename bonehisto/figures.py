@@ -141,7 +141,7 @@ def plot_scores(
         part = t[t["score"] == score]; y = np.array([rows.index(c) for c in part["class"].astype(str)]) + (i - (len(scores) - 1) / 2) * .72 / len(scores)
         ax.hlines(y, part["low"], part["high"], color=CYCLE[i], linewidth=1.6); ax.plot(part["mean"], y, "o", color=CYCLE[i], markersize=5, label=pretty(score))
         for v, h, yy in zip(part["mean"], part["high"], y):
-            if np.isfinite(v): ax.annotate(f"{v:.2f}", (np.nanmax([v, h]), yy), (5, 0), textcoords="offset points", va="center", fontsize=8, color=INK)
+            if np.isfinite(v): ax.annotate(f"{v:.3f}", (np.nanmax([v, h]), yy), (5, 0), textcoords="offset points", va="center", fontsize=8, color=INK)
     ax.set(yticks=range(len(rows)), yticklabels=map(pretty, rows), xlim=(0, 1.08), ylim=(len(rows) - .4, -.6)); ax.set_xticks(np.linspace(0, 1, 6))
     legend(ax, loc="upper left")
     return dress(ax, None, "score, mean over subjects", "", grid="x")

@@ -138,11 +138,11 @@ def label_news(
     new, changed = sum(r not in before for r in masks), sum(before.get(r, d) != d for r, d in masks.items())
     return f"{len(masks)} mask{'s' * (len(masks) != 1)} from the annotator, {new} new since the last run into this folder" + (f", {changed} changed" if changed else "")
 
-def _record_outputs(run, step, before, started):
-    "Sizes of what the step wrote; files that only an earlier run of it wrote are removed."
+def _record_outputs(run, step, before, begun):
+    "Sizes of what the step wrote since it was begun with this key; files that are older are another run's, and removed."
     for path in before.get("outputs", {}):
         stale = Path(run) / path
-        if stale.is_file() and stale.stat().st_mtime < started - 1: stale.unlink()
+        if stale.is_file() and stale.stat().st_mtime < begun - 1: stale.unlink()
     return output_sizes(run, step.writes)
 
 def run_study(
@@ -165,11 +165,13 @@ def run_study(
     with hold_run(run, say): return _walk(manifest, manifest_path, run, profile, parameters, chosen, say, show, execute)
 
 def _kept_folder(run, step, key):
-    "Where a step keeps finished ROIs; what it kept for another key is removed."
+    "`(folder, time)`: where a step keeps finished ROIs, and when it was first begun with this key; what it kept for another key is removed."
     own = Path(run) / "log" / "kept" / f"{step.name}-{key[:16]}"
     for other in own.parent.glob(f"{step.name}-*"):
         if other != own: shutil.rmtree(other, ignore_errors=True)
-    return own
+    own.mkdir(parents=True, exist_ok=True)
+    if not (begun := own / "begun").exists(): begun.touch()
+    return own, begun.stat().st_mtime
 
 def _walk(manifest, manifest_path, run, profile, parameters, chosen, say, show, execute):
     "The steps of a study, one after the other, as `run_study` says."
@@ -201,7 +203,7 @@ def _walk(manifest, manifest_path, run, profile, parameters, chosen, say, show, 
             write_json(run / "run.json", record); say(f"{where} skipped: {reason}"); continue
         record["steps"][step.name] = {"state": "running", "started": _now(), "outputs": before.get("outputs", {})}
         write_json(run / "run.json", record)
-        kept = _kept_folder(run, step, key)
+        kept, begun = _kept_folder(run, step, key)
         try: outcome = execute(step, run, parameters[step.name], show=(lambda line: show(where, line)) if show else None, kept=kept)
         except BaseException:
             record["steps"][step.name]["state"] = "stopped"
@@ -209,7 +211,7 @@ def _walk(manifest, manifest_path, run, profile, parameters, chosen, say, show, 
         seconds = round(time.time() - started, 1)
         entry = {"state": "done" if outcome["ok"] else "failed", "key": key, "started": record["steps"][step.name]["started"], "seconds": seconds}
         if outcome["ok"]:
-            entry["outputs"] = _record_outputs(run, step, before, started)
+            entry["outputs"] = _record_outputs(run, step, before, begun)
             say(f"{where} {seconds:6.1f} s")
             if failures := set_aside(kept):
                 entry["set_aside"] = failures; failed.add(step.name)

@@ -147,5 +147,8 @@ def test_two_workers_give_the_tables_of_one_and_a_file_that_fails_costs_its_roi(
     measured = pd.read_csv(run / "tables/roi_parameters.csv", dtype=str, keep_default_na=False).set_index("roi")
     assert measured["not measured"][roi] and not measured["not measured"][other]
     before = (run / f"masks/{other}.png").stat().st_mtime_ns
-    ok, said = small_run(study, run, steps=steps)
-    assert ok and (run / f"masks/{other}.png").stat().st_mtime_ns == before and tables(run) == tables(finished), said
+    ok, said = small_run(study, run, steps=steps and steps[:-1])  # whose tables count now, not the page
+    assert ok and (run / f"masks/{other}.png").stat().st_mtime_ns == before, said
+    whole, again = tables(finished), tables(run)
+    assert set(whole) == set(again) and [n for n in whole if whole[n] != again[n]] in ([], ["segment_tiles.parquet"])
+    pd.testing.assert_frame_equal(*(pd.read_parquet(r / "tables/segment_tiles.parquet") for r in (run, finished)), rtol=1e-12)  # a group is summed in another order than its ROIs alone

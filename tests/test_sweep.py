@@ -1,4 +1,5 @@
 """Sweeps and comparisons of runs: what varies is named, what does not is made once, differences are paired."""
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -92,7 +93,7 @@ def test_an_roi_that_fails_is_set_aside_named_and_tried_again(study, tmp_path):
     def execute(step, run, parameters, show=None, kept=None):
         done.append(step.name)
         if step.name in bad: write_json(Path(kept) / "tiling/S0_b.json", {"set_aside": bad[step.name]})
-        elif kept.exists(): (kept / "tiling/S0_b.json").unlink()
+        else: (kept / "tiling/S0_b.json").unlink(missing_ok=True)
         return pretend(step, run, parameters)
     def run(): done.clear(); return run_study(study, tmp_path / "run", "demo", (), ["inventory", "tile", "pretrain"], said.append, execute=execute)
     assert not run() and "1 set aside" in "".join(said) and "no good" in "".join(said) and done == ["inventory", "tile", "pretrain"]
@@ -101,3 +102,22 @@ def test_an_roi_that_fails_is_set_aside_named_and_tried_again(study, tmp_path):
     bad.clear()
     assert run() and done == ["tile", "pretrain"] and not list((tmp_path / "run/log/kept").glob("*"))  # another ROI more: what follows is made again
     assert run() and not done
+
+
+def test_what_a_step_had_finished_stays_when_it_goes_on(study, tmp_path):
+    """Maps of an attempt that set an ROI aside, or was killed, are older than the one that goes on, and no less good."""
+    run, chosen, failing = tmp_path / "run", ["inventory", "tile", "pretrain", "embed", "route", "heads", "segment"], [True]
+    def execute(step, run, parameters, show=None, kept=None):
+        if step.name == "segment":
+            a, b = (Path(kept) / f"segmenting/{roi}.json" for roi in "ab")
+            if not a.exists(): write_json(run / "masks/a.png", {}); write_json(a, {"result": ""})
+            write_json(b, {"set_aside": "no good"} if failing[0] else {"result": ""})
+            if not failing[0]: write_json(run / "masks/b.png", {})
+        return pretend(step, run, parameters)
+    def go(): return run_study(study, run, "demo", (), chosen, lambda _: None, execute=execute)
+    (run / "masks").mkdir(parents=True); write_json(run / "run.json", {"steps": {"segment": {"outputs": {"masks/old.png": 2}}}}); write_json(run / "masks/old.png", {})
+    os.utime(run / "masks/old.png", (1e9, 1e9))
+    assert not go() and (run / "masks/a.png").exists() and not (run / "masks/old.png").exists()
+    for path in (run / "masks/a.png", *(run / "log/kept").rglob("*")): os.utime(path, ns=(path.stat().st_mtime_ns - 10**11,) * 2)
+    failing[0] = False
+    assert go() and (run / "masks/a.png").exists() and (run / "masks/b.png").exists()
