@@ -8,6 +8,7 @@ from pathlib import Path
 
 from .files import read_table
 from .measure import SHOWN
+from .statistics import FLOORS
 
 # %% ../nbs/88_summary.ipynb #f4b52779
 def _table(run, name):
@@ -36,7 +37,8 @@ def truth_lines(run):
     if truth is None: return []
     held = truth[(truth["source"] == "predicted map") & (truth["subjects"] == "held out") & truth["parameter"].isin(SHOWN)]
     if not len(held): return []
-    return ["Predicted maps against the truth, held-out subjects", _printed(held.set_index("parameter")[["n", "median error (%)", "worst error (%)"]].rename_axis(None)), ""]
+    none = f"errors of {', '.join(p.removesuffix(' (%)') for p in FLOORS)} up to {max(FLOORS.values())} percentage points count as none"
+    return [f"Predicted maps against the truth, held-out subjects ({none})", _printed(held.set_index("parameter")[["n", "median error (%)", "worst error (%)"]].rename_axis(None)), ""]
 
 def group_lines(run):
     "Means per group over subjects, as text lines."

@@ -196,6 +196,13 @@ def test_no_planted_name_is_left(run, out):
     assert (run.parent / "bones.key").read_text().strip().encode() not in b"".join(everything.values())
 
 
+def test_the_programs_own_notebooks_name_no_subject():
+    """A name of a drawn study in an example would look like a leak when that study is released."""
+    from bonehisto.recipe import EXTRAS, STEPS, notebook_path
+    import re
+    for step in (*STEPS, *EXTRAS): assert not re.search(r"S\d\d_|\bS\d\d\b", notebook_path(step).read_text()), step.name
+
+
 def test_the_report_names_places_and_no_values(run, out):
     report = (run.parent / "bones_report/removed.csv").read_text()
     assert not [s for s in SECRETS if s in report]
