@@ -21,8 +21,8 @@ demo: $(READY)
 	test -f data/phantom/data_manifest.yaml || $(BIN)/bonehisto phantom data/phantom
 	$(BIN)/bonehisto run data_manifest.yaml --out runs/demo --profile demo $(if $(THIRD),-p route.third_domain=$(THIRD))
 
-# Two processes with one thread each; the project tests first, since everything else stands on the export. Files of whole runs begin, for they take longest.
-ON_PATH := PATH="$(CURDIR)/$(BIN):$$PATH" BONEHISTO_THREADS=1 BONEHISTO_WORKERS=1 OMP_NUM_THREADS=1
+# Two processes with one thread each, which keep what they compile; the project tests first, since everything else stands on the export. Files of whole runs begin, for they take longest.
+ON_PATH := PYTHONDONTWRITEBYTECODE= PATH="$(CURDIR)/$(BIN):$$PATH" BONEHISTO_THREADS=1 BONEHISTO_WORKERS=1 OMP_NUM_THREADS=1
 LONGEST := $(addprefix tests/test_,pipeline.py run_stops.py wheel.py)
 test: $(READY)
 	$(ON_PATH) $(BIN)/python -m pytest -q -n 2 tests/test_project.py
