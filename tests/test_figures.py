@@ -77,7 +77,7 @@ def test_a_true_domain_without_tiles_does_not_divide_by_zero():
 
 def test_scores_without_interval_are_still_labelled():
     t = pd.DataFrame({"class": ["bone"], "score": ["dice"], "mean": [.9], "low": [np.nan], "high": [np.nan]})
-    assert [x.get_text() for x in figures.plot_scores(t, axes()[0, 0]).texts] == ["0.90"]
+    assert [x.get_text() for x in figures.plot_scores(t, axes()[0, 0]).texts] == ["0.900"]
 
 
 def test_truth_panels_leave_out_undefined_pairs_and_say_so_when_none_is_left():
