@@ -12,12 +12,12 @@ from typing import Annotated, Optional
 import typer
 
 from .files import UserError
-from .run_commands import MAPS, MODELS, RESULTS, STUDY, app, console, say
+from .run_commands import MAPS, MODELS, RESULTS, STUDY, StudyManifest, app, console, say
 
 # %% ../nbs/99_cli.ipynb #14143495
 @app.command(rich_help_panel=STUDY)
 def check(
-    manifest: Annotated[Path, typer.Argument(help="the study's data_manifest.yaml")],
+    manifest: StudyManifest,
     received: Annotated[bool, typer.Option("--received", help="somebody else wrote it: refuse paths and links that leave its folder")] = False,
 ):
     """Check a manifest and every file it names, and show the inventory.
@@ -71,7 +71,7 @@ def cut(
 # %% ../nbs/99_cli.ipynb #eb816b6a
 @app.command(rich_help_panel=STUDY)
 def annotate(
-    manifest: Annotated[Path, typer.Argument(help="the study's data_manifest.yaml")],
+    manifest: StudyManifest,
     run: Annotated[Optional[Path], typer.Option(help="a finished run folder: its maps are where the work begins, its doubt gives the order")] = None,
     annotator: Annotated[Optional[str], typer.Option(help="name under which labels are kept; left out: the page asks")] = None,
     port: Annotated[int, typer.Option(help="on 127.0.0.1; 0 takes any that is free", min=0, max=65535)] = 0,
@@ -93,7 +93,7 @@ def annotate(
 
 @app.command(rich_help_panel=MAPS)
 def readers(
-    manifest: Annotated[Path, typer.Argument(help="the study's data_manifest.yaml")],
+    manifest: StudyManifest,
     out: Annotated[Path, typer.Option(help="folder for the tables")],
     run: Annotated[Optional[Path], typer.Option(help="a run folder whose maps are compared too, where it did not learn from the ROI")] = None,
 ):
@@ -109,7 +109,7 @@ app.add_typer(labels, name="labels", rich_help_panel=STUDY)
 
 @labels.command("export")
 def export_(
-    manifest: Annotated[Path, typer.Argument(help="the study's data_manifest.yaml")],
+    manifest: StudyManifest,
     out: Annotated[Path, typer.Option(help="folder for the files, one a ROI")],
     format: Annotated[str, typer.Option(help="geojson (QuPath), coco, imagej, png or tif")] = "geojson",
     annotator: Annotated[Optional[str], typer.Option(help="whose labels; left out: the masks of the study")] = None,

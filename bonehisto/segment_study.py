@@ -168,10 +168,10 @@ def as_pixel_size(
 
 def sizes_of(
     images,  # image files
-    value,   # of `as_pixel_size`
+    size,    # of `as_pixel_size`
 ):
     "Micrometres per pixel of every image, NaN where unknown. Raises `UserError` where a file is asked and states none, or states another."
-    size, found, problems = as_pixel_size(value), [], []
+    found, problems = [], []
     for path in images:
         try:
             if size == "from_file": found.append(size_from_file(path)); continue
@@ -190,7 +190,7 @@ def segment_files(
     **settings,     # of `segment_roi`
 ):
     "Segments image files with the model of a run; writes the maps and `roi_segmentation.csv`, returns that table."
-    images, out = [Path(p) for p in images], Path(out); as_pixel_size(pixel_size_um)
+    images, out, size = [Path(p) for p in images], Path(out), as_pixel_size(pixel_size_um)
     missing = [f"{p}: no such file" for p in images if not p.is_file()]
     stems = [p.stem for p in images]
     twice = [f"{p}: another image is called {p.stem} too, their maps would overwrite each other: segment them into two folders" for p in images if stems.count(p.stem) > 1]
@@ -198,7 +198,7 @@ def segment_files(
     if out.is_file(): raise UserError(f"{out} is a file: give a folder for the maps")
     if not load_model(run).heads: raise UserError(f"{run}: no head was trained in this run: give masks in its manifest and run it again")
     for p in images: open_roi(p).close()  # a damaged file is found before the first map is drawn
-    sizes = sizes_of(images, pixel_size_um)
+    sizes = sizes_of(images, size)
     table, _ = segment_many(pd.DataFrame({"roi": stems, "image": [str(p) for p in images], "modality": "", "pixel_size_um": sizes}), run, out, **settings)
     write_table(out / "roi_segmentation.csv", table)
     return table

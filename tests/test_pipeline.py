@@ -133,11 +133,20 @@ def spoiled_during(name, image):
     return execute
 
 
-@pytest.mark.parametrize("steps", [["tile", "segment", "measure", "report"], pytest.param(None, marks=pytest.mark.slow)])
-def test_two_workers_give_the_tables_of_one_and_a_file_that_fails_costs_its_roi(study, finished, tmp_path, monkeypatch, steps):
+def test_two_workers_give_the_tables_of_one(study, finished, tmp_path, monkeypatch):
+    out = tmp_path / "run"
+    shutil.copytree(finished, out, ignore=shutil.ignore_patterns("tiles.npy", "roi_segmentation.csv", "roi_parameters.csv"))
+    monkeypatch.setenv("BONEHISTO_WORKERS", "2")
+    ok, said = small_run(study, out, steps=["tile", "segment", "measure"])
+    assert ok and "kept" not in said, said
+    assert tables(out) == tables(finished)
+
+
+@pytest.mark.parametrize("steps", [["segment", "measure", "report"], pytest.param(None, marks=pytest.mark.slow)])
+def test_a_file_that_fails_costs_its_roi_and_the_same_command_mends_it(study, finished, tmp_path, monkeypatch, steps):
     run, rois = tmp_path / "small", pd.read_csv(finished / "tables/rois.csv").set_index("roi")
     roi, other = [r for r in rois.index if (finished / f"masks/{r}.png").exists()][:2]
-    shutil.copytree(finished, run, ignore=shutil.ignore_patterns("tiles.npy", "roi_segmentation.csv", "roi_parameters.csv"))
+    shutil.copytree(finished, run, ignore=shutil.ignore_patterns("roi_segmentation.csv", "roi_parameters.csv"))
     monkeypatch.setenv("BONEHISTO_WORKERS", "2")
     said = []
     assert not run_study(study, run, "demo", SMALL, steps, said.append, execute=spoiled_during("segment", Path(rois.image[roi])))
